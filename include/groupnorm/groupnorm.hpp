@@ -1,0 +1,211 @@
+// The engine: group normalization and its family, on plain memory.
+//
+// Every tensor is seen as [n examples, c channels, s positions]. A normalization is a Block: how
+// many examples and how many channels share one mean and one variance, always over all positions.
+//
+//   xhat = (x - mean) * rstd,   rstd = 1 / sqrt(var + eps),   y = activation(gamma * xhat + beta)
+//
+// (Wu & He, "Group Normalization", 2018, eq. 1-7; var divides by m, the elements of a block, or by
+// m - 1.)
+//
+// Nothing here throws, prints, aborts or allocates. A call that is refused has written nothing.
+#ifndef GROUPNORM_GROUPNORM_HPP
+#define GROUPNORM_GROUPNORM_HPP
+
+#include <groupnorm/api.h>
+#include <groupnorm/version.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+namespace groupnorm {
+
+enum class DType : std::uint8_t { f32, f64, f16, bf16 };
+
+// How [n, c, s] lies in memory: N,C,S (as PyTorch's contiguous) or N,S,C (as PyTorch's
+// channels_last).
+enum class Layout : std::uint8_t { channels_first, channels_last };
+
+// Applied to gamma * xhat + beta before the one store of y. gelu is the exact form, with erf.
+enum class Activation : std::uint8_t { none, relu, silu, gelu, gelu_tanh, hard_swish };
+
+// Why a call was refused. status_string() says the rule in words.
+enum class Status : std::uint8_t {
+  ok,
+  negative_size,
+  size_overflow,
+  groups_do_not_divide,
+  block_examples,
+  block_channels,
+  unknown_dtype,
+  unknown_layout,
+  unknown_activation,
+  param_dtype,
+  param_stride,
+  correction,
+  too_few_elements,
+  eps,
+  unknown_target,
+  unavailable_target,
+  null_pointer,
+  missing_statistics,
+  unexpected_statistics,
+  misaligned_pointer,
+  overlap,
+  workspace_too_small,
+  executor,
+  not_planned,
+};
+
+// The rule that was broken, in one sentence; never null.
+GROUPNORM_API const char* status_string(Status status) noexcept;
+
+struct Shape {
+  std::int64_t n = 0;  // examples
+  std::int64_t c = 0;  // channels
+  std::int64_t s = 1;  // positions: the product of the spatial sizes; 1 for [N, C]
+  bool operator==(const Shape&) const = default;
+};
+
+// The whole difference between the norms of the family: the examples and the channels that share
+// one mean and one variance. `examples` divides n, `channels` divides c.
+struct Block {
+  std::int64_t examples = 1;
+  std::int64_t channels = 1;
+  bool operator==(const Block&) const = default;
+};
+
+// Stands in Block::channels (or examples) where the asked number of groups does not divide the
+// size. Plan::make then answers groups_do_not_divide.
+inline constexpr std::int64_t kDoesNotDivide = -1;
+
+namespace detail {
+constexpr std::int64_t divide(std::int64_t size, std::int64_t parts) {
+  return parts > 0 && size % parts == 0 ? size / parts : kDoesNotDivide;
+}
+}  // namespace detail
+
+// `groups` groups of c / groups channels, each example by itself (arXiv:1803.08494).
+constexpr Block group_norm(Shape shape, std::int64_t groups) {
+  return {1, detail::divide(shape.c, groups)};
+}
+// All channels and positions of an example (arXiv:1607.06450).
+constexpr Block layer_norm(Shape shape) { return {1, shape.c}; }
+// Each channel of each example (arXiv:1607.08022).
+constexpr Block instance_norm(Shape) { return {1, 1}; }
+// Each channel over all examples (arXiv:1502.03167).
+constexpr Block batch_norm(Shape shape) { return {shape.n, 1}; }
+// Batch normalization of `batches` virtual batches of n / batches examples (arXiv:1705.08741).
+constexpr Block ghost_batch_norm(Shape shape, std::int64_t batches) {
+  return {detail::divide(shape.n, batches), 1};
+}
+// Groups of channels over all examples ("groups of examples"; arXiv:2012.02782).
+constexpr Block batch_group_norm(Shape shape, std::int64_t groups) {
+  return {shape.n, detail::divide(shape.c, groups)};
+}
+
+// What to compute: a value, to copy, compare or put in a table.
+struct Spec {
+  Shape shape;
+  Block block;
+  Layout layout = Layout::channels_first;
+  DType data = DType::f32;   // of x and y
+  DType param = DType::f32;  // of gamma and beta: as data, or f32 for f16 and bf16 (f64 for f64)
+  Activation activation = Activation::none;
+  bool center = true;             // false: RMS normalization, mean taken as 0 (arXiv:1910.07467)
+  bool given_statistics = false;  // true: mean and rstd are given (batch norm at inference)
+  int correction = 0;             // var divides by m - correction: 0, or 1 as torch.var does
+  double eps = 1e-5;
+  std::int64_t param_stride = 0;  // 0: gamma, beta are [c]. Else (>= c) the elements from one
+                                  // example's gamma to the next: [n, c], adaptive normalization
+  bool operator==(const Spec&) const = default;
+};
+
+// Runs task(arg, i) once for each i in [0, count), in any order, and returns when all are done.
+// `threads` says how finely the engine cuts its work (the bits of the result do not depend on it).
+// Without `run` the calling thread does everything.
+struct Executor {
+  using Task = void (*)(void* arg, std::int64_t index);
+  void (*run)(void* context, std::int64_t count, Task task, void* arg) = nullptr;
+  void* context = nullptr;
+  int threads = 1;
+};
+
+// The built-in pool, shared by the process; its threads start at first use and sleep between calls.
+// threads = 0: GROUPNORM_NUM_THREADS if that is set to a whole number from 1 to 1024, else one per
+// core this process may run on. A call that finds the pool busy runs on its own thread.
+GROUPNORM_API Executor pool(int threads = 0) noexcept;
+
+// The arguments of one forward call. Elements are contiguous in the Spec's layout and aligned to
+// their size. y == x is allowed (in place); no other output may overlap anything.
+struct Forward {
+  const void* x = nullptr;      // [n, c, s]
+  void* y = nullptr;            // [n, c, s]
+  const void* gamma = nullptr;  // [c] or [n, c]; null: 1
+  const void* beta = nullptr;   // [c] or [n, c]; null: 0
+  // One double a block, [n / block.examples, c / block.channels]. Written on request: either may be
+  // null. mean is 0 where the Spec does not center; rstd is 0 where var + eps is 0.
+  double* mean = nullptr;
+  double* rstd = nullptr;
+  // Read instead where the Spec says given_statistics; both are needed then, unless it does not
+  // center (mean is not read). mean and rstd above stay null.
+  const double* given_mean = nullptr;
+  const double* given_rstd = nullptr;
+};
+
+namespace detail {
+struct Kernels;
+
+// How a Plan walks its tensor: src/plan.h explains it.
+struct Schedule {
+  std::int64_t units = 0;
+  std::int64_t blocks_per_unit = 1;
+  std::int64_t chunks = 1;
+  std::int64_t chunk = 1;
+  std::int64_t runs_per_chunk = 1;
+  std::int64_t tile = 1;
+  std::int64_t merged = 1;
+  bool columns = false;
+  bool by_runs = false;
+  bool streaming = false;
+};
+}  // namespace detail
+
+// A checked Spec with its schedule: immutable, cheap to copy, shared between threads.
+class GROUPNORM_API Plan {
+ public:
+  Plan() noexcept = default;  // holds nothing: every call answers not_planned
+
+  // Checks `spec` and writes `*plan`, or says why not and leaves it alone. `target` names the
+  // instruction set (one of targets()); null: GROUPNORM_TARGET if set, else the best of the
+  // machine.
+  static Status make(const Spec& spec, Plan* plan, const char* target = nullptr) noexcept;
+
+  const Spec& spec() const noexcept { return spec_; }
+  std::int64_t blocks() const noexcept;          // how many means and rstds there are
+  std::int64_t block_elements() const noexcept;  // m
+  const char* target() const noexcept;           // the instruction set that runs
+  std::size_t workspace_bytes() const noexcept;  // of any alignment, and for any number of threads
+
+  // Any number of times, from any thread; concurrent calls need a workspace each.
+  // An empty tensor (n, c or s = 0) is ok and writes nothing.
+  Status forward(const Forward& args, std::span<std::byte> workspace,
+                 const Executor& executor = {}) const noexcept;
+
+ private:
+  Spec spec_;
+  detail::Schedule schedule_;
+  const detail::Kernels* kernels_ = nullptr;
+};
+
+// The instruction sets compiled in that this machine has, best first; the last is always "scalar".
+GROUPNORM_API std::span<const char* const> targets() noexcept;
+
+// What a Plan made now would run: GROUPNORM_TARGET, read once, or targets()[0].
+// Null where GROUPNORM_TARGET names no available target.
+GROUPNORM_API const char* active_target() noexcept;
+
+}  // namespace groupnorm
+
+#endif

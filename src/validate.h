@@ -1,0 +1,21 @@
+// The only file that refuses anything: what a Spec, an Executor and the arguments of a call must
+// be.
+#ifndef GROUPNORM_SRC_VALIDATE_H
+#define GROUPNORM_SRC_VALIDATE_H
+
+#include <groupnorm/groupnorm.hpp>
+
+namespace groupnorm::detail {
+
+inline constexpr int kMaxThreads = 1024;
+
+Status check_spec(const Spec& spec) noexcept;
+Status check_executor(const Executor& executor) noexcept;
+
+// For a tensor that is not empty. `blocks` and `needed` (bytes of workspace) come from the plan.
+Status check_forward(const Spec& spec, std::int64_t blocks, const Forward& args,
+                     std::span<std::byte> workspace, std::size_t needed) noexcept;
+
+}  // namespace groupnorm::detail
+
+#endif
