@@ -1,0 +1,116 @@
+// Activations on vectors of the compute type: z = gamma * xhat + beta -> y. Each is a struct with a
+// static Apply; f32 errors are stated in ulp of the result and tested over the whole range.
+#if defined(GROUPNORM_SRC_KERNELS_ACTIVATION_INL_H) == defined(HWY_TARGET_TOGGLE)
+#ifdef GROUPNORM_SRC_KERNELS_ACTIVATION_INL_H
+#undef GROUPNORM_SRC_KERNELS_ACTIVATION_INL_H
+#else
+#define GROUPNORM_SRC_KERNELS_ACTIVATION_INL_H
+#endif
+
+#include "kernels/simd-inl.h"
+
+#include <hwy/contrib/math/math-inl.h>
+
+#include <cmath>
+#include <iterator>
+#include <numbers>
+
+HWY_BEFORE_NAMESPACE();
+namespace groupnorm::detail {
+namespace HWY_NAMESPACE {
+
+struct None {
+  template <class D, class V>
+  static HWY_INLINE V Apply(D, V z) {
+    return z;
+  }
+};
+
+struct Relu {
+  template <class D, class V>
+  static HWY_INLINE V Apply(D d, V z) {
+    return hn::IfThenZeroElse(hn::Lt(z, hn::Zero(d)), z);  // keeps NaN
+  }
+};
+
+// z / (1 + exp(-u)), where u = z is SiLU. Beyond the cap, the last that hn::Exp takes, the result
+// is 0 or as good as 0.
+template <class D, class V>
+HWY_INLINE V Gate(D d, V z, V u) {
+  using C = hn::TFromD<D>;
+  const auto cap = hn::Set(d, C{sizeof(C) == 4 ? 104 : 706});
+  const auto e = hn::Exp(d, hn::Min(hn::Neg(u), cap));
+  return hn::Div(z, hn::Add(hn::Set(d, C{1}), e));
+}
+
+struct Silu {
+  template <class D, class V>
+  static HWY_INLINE V Apply(D d, V z) {
+    return Gate(d, z, z);
+  }
+};
+
+// 0.5 z (1 + tanh(u)) = z / (1 + exp(-2u)), u = sqrt(2 / pi) (z + 0.044715 z^3).
+struct GeluTanh {
+  template <class D, class V>
+  static HWY_INLINE V Apply(D d, V z) {
+    using C = hn::TFromD<D>;
+    const auto linear = hn::Set(d, static_cast<C>(1.5957691216057307117597842397375));
+    const auto cubic = hn::Set(d, static_cast<C>(0.0713548162726009));  // linear * 0.044715
+    return Gate(d, z, hn::Mul(z, hn::MulAdd(hn::Mul(z, z), cubic, linear)));
+  }
+};
+
+struct HardSwish {
+  template <class D, class V>
+  static HWY_INLINE V Apply(D d, V z) {
+    using C = hn::TFromD<D>;
+    const auto three = hn::Set(d, C{3});
+    const auto six = hn::Set(d, C{6});
+    const auto ramp = hn::Min(hn::Max(hn::Add(z, three), hn::Zero(d)), six);
+    return hn::Mul(z, hn::Mul(ramp, hn::Set(d, C{1} / C{6})));
+  }
+};
+
+// z * Phi(z) = max(z, 0) - |z| erfc(|z| / sqrt 2) / 2: no cancellation on either side of 0.
+// f32: erfc(v) = exp(-v^2) t P(t), t = 1 / (1 + 0.3 v); P is a minimax fit of degree 8 to erfcx,
+// relative error 2.1e-8. f64 takes the C library's erfc, a lane at a time.
+struct Gelu {
+  template <class D, class V>
+  static HWY_INLINE V Apply(D d, V z) {
+    using C = hn::TFromD<D>;
+    const auto size = hn::Min(hn::Abs(z), hn::Set(d, C{16}));  // erfc is 0 long before
+    return hn::Sub(Relu::Apply(d, z), hn::Mul(size, HalfErfc(d, size)));
+  }
+
+ private:
+  // erfc(size / sqrt 2) / 2
+  template <class D, class V, hwy::EnableIf<sizeof(hn::TFromD<D>) == 4>* = nullptr>
+  static HWY_INLINE V HalfErfc(D d, V size) {
+    constexpr float kFit[] = {-0.129252907F, 0.484300328F,   -0.509769722F,
+                              0.544964162F,  -0.0928242874F, 0.214180741F,
+                              0.148521414F,  0.170690908F,   0.169189355F};
+    const auto slope = hn::Set(d, 0.3F * 0.70710678F);
+    const auto t = hn::Div(hn::Set(d, 1.0F), hn::MulAdd(size, slope, hn::Set(d, 1.0F)));
+    auto p = hn::Set(d, kFit[0]);
+    for (std::size_t i = 1; i < std::size(kFit); ++i) p = hn::MulAdd(p, t, hn::Set(d, kFit[i]));
+    const auto half = hn::Set(d, 0.5F);
+    const auto decay = hn::Exp(d, hn::Neg(hn::Mul(hn::Mul(size, size), half)));
+    return hn::Mul(hn::Mul(decay, half), hn::Mul(p, t));
+  }
+
+  template <class D, class V, hwy::EnableIf<sizeof(hn::TFromD<D>) == 8>* = nullptr>
+  static HWY_INLINE V HalfErfc(D d, V size) {
+    HWY_ALIGN double lane[hn::MaxLanes(D())];
+    hn::Store(size, d, lane);
+    for (std::size_t i = 0; i < hn::Lanes(d); ++i)
+      lane[i] = 0.5 * std::erfc(lane[i] * (std::numbers::sqrt2 / 2));
+    return hn::Load(d, lane);
+  }
+};
+
+}  // namespace HWY_NAMESPACE
+}  // namespace groupnorm::detail
+HWY_AFTER_NAMESPACE();
+
+#endif

@@ -1,0 +1,95 @@
+// Every SIMD kernel's contract. A kernel sees runs, rows and lanes of numbers; it never hears of
+// groups, batches or layouts. Elements are of the table's storage dtype; arithmetic and
+// coefficients are in its compute type: float, or double for f64.
+#ifndef GROUPNORM_SRC_KERNELS_KERNELS_H
+#define GROUPNORM_SRC_KERNELS_KERNELS_H
+
+#include "fold.h"
+
+#include <groupnorm/groupnorm.hpp>
+
+#include <cstdint>
+#include <span>
+
+namespace groupnorm::detail {
+
+// The most lanes that reduce_columns takes and that coefficients are made for at once: their
+// accumulators (20 bytes a lane) and coefficients (12 to 24) stay in L1.
+inline constexpr std::int64_t kMaxLanes = 512;
+
+enum class Store : bool { cached, streaming };
+
+struct Kernels {
+  const char* target;  // the name in targets()
+  std::int64_t lanes;  // of a vector in the compute type
+
+  // x [count], count >= lanes -> its moments. m2 is NaN where the sums overflowed, met a NaN or an
+  // infinity, or where the deviations were taken from a poor pilot (see reduce-inl.h).
+  void (*reduce_run)(const void* x, std::int64_t count, Moments* moments);
+
+  // x [rows, width], rows `stride` elements apart, lanes <= width <= kMaxLanes -> mean [width] and
+  // m2 [width] of each column; m2 as above, column by column.
+  void (*reduce_columns)(const void* x, std::int64_t rows, std::int64_t stride, std::int64_t width,
+                         double* mean, double* m2);
+
+  // a = rstd * gamma, b = beta - mean_lo * a, rounded once to the compute type; a, b [count] are
+  // padded to a multiple of `lanes`. gamma, beta [count] of the storage dtype (same) or float
+  // (f32); null stands for 1 and 0. Each element's bits depend on its own inputs alone.
+  struct Coefficients {
+    const void* gamma;
+    const void* beta;
+    std::int64_t count;
+    double mean_lo;
+    double rstd;
+    void* a;
+    void* b;
+  };
+  void (*coefficients_same)(const Coefficients&);
+  void (*coefficients_f32)(const Coefficients&);
+
+  // y = activation(a[r] * (x - mean) + b[r]) for x, y [rows, length], contiguous, length >= lanes.
+  // y == x is allowed with Store::cached.
+  struct ApplyRows {
+    const void* x;
+    void* y;
+    std::int64_t rows, length;
+    double mean;  // representable in the compute type
+    const void* a;
+    const void* b;
+    Activation activation;
+    Store store;
+  };
+  void (*apply_rows)(const ApplyRows&);
+
+  // y = activation(a[l] * (x - mean[l]) + b[l]) for x, y [rows, width], rows `stride` elements
+  // apart, width >= lanes. y == x is allowed with Store::cached.
+  struct ApplyLanes {
+    const void* x;
+    void* y;
+    std::int64_t rows, stride, width;
+    const void* mean;
+    const void* a;
+    const void* b;
+    Activation activation;
+    Store store;
+  };
+  void (*apply_lanes)(const ApplyLanes&);
+};
+
+// One compiled instruction set: a table for each dtype, in the order of the enum.
+struct Target {
+  const char* name;
+  std::int64_t highway;  // its HWY_TARGET bit
+  const Kernels* tables;
+};
+
+// All that are compiled in, best first (kernels.cpp).
+std::span<const Target> compiled_targets() noexcept;
+
+// The table of `target` (null: GROUPNORM_TARGET, or the best of this machine) for `dtype`; says why
+// not where there is none (dispatch.cpp).
+Status find_kernels(const char* target, DType dtype, const Kernels** kernels) noexcept;
+
+}  // namespace groupnorm::detail
+
+#endif

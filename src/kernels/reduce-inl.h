@@ -1,0 +1,240 @@
+// reduce: x -> moments. One pass of sums of deviations from a pilot, a value close to the mean:
+//
+//   d = x - pilot,  s1 = sum d,  s2 = sum d^2,  mean = pilot + s1 / n,  m2 = s2 - s1^2 / n
+//
+// No digit is lost to a large mean, as d holds none of it. f32 sums run over at most kChain terms
+// before they are folded into double. The pilot is the first element plus the mean distance of a
+// few samples, spread over the input, from it, rounded: a constant input gives exactly itself and
+// 0. Where it turns out further than two deviations from the mean (or a sum overflows, or there is
+// a NaN), m2 comes back as NaN.
+#if defined(GROUPNORM_SRC_KERNELS_REDUCE_INL_H) == defined(HWY_TARGET_TOGGLE)
+#ifdef GROUPNORM_SRC_KERNELS_REDUCE_INL_H
+#undef GROUPNORM_SRC_KERNELS_REDUCE_INL_H
+#else
+#define GROUPNORM_SRC_KERNELS_REDUCE_INL_H
+#endif
+
+#include "kernels/kernels.h"
+#include "kernels/simd-inl.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+HWY_BEFORE_NAMESPACE();
+namespace groupnorm::detail {
+namespace HWY_NAMESPACE {
+
+// Longer chains of f32 additions cost digits (at 128 terms the sum of squares is visibly biased).
+inline constexpr std::int64_t kChain = 32;
+// Elements that make a pilot: 32 lie within a quarter of a deviation of the mean, 8 (a column's)
+// within half of one.
+inline constexpr std::int64_t kRunSamples = 32;
+inline constexpr std::int64_t kColumnSamples = 8;
+
+// m2, or NaN where the pilot was poor. True for NaN: the comparison is written to fail then.
+inline double TrustedM2(double s1, double s2, double count) {
+  const double m2 = s2 - s1 * s1 / count;
+  return s1 * s1 <= 4 * count * m2 ? m2 : std::numeric_limits<double>::quiet_NaN();
+}
+
+template <class D>
+HWY_INLINE double SumLanes(D d, hn::Vec<D> v) {
+  return static_cast<double>(hn::GetLane(hn::SumOfLanes(d, v)));
+}
+
+// `mean` on a grid of about `spread` / 16. A pilot with finer digits than the data (pixels, bf16)
+// would leave the same digits in every d, and every addition to a long sum would round them the
+// same way. Spread 0 leaves `mean` as it is.
+template <class D, class V>
+HWY_INLINE V Coarse(D d, V mean, V spread) {
+  using C = hn::TFromD<D>;
+  const auto magic = hn::Mul(spread, hn::Set(d, static_cast<C>(sizeof(C) == 4 ? 0x1p20 : 0x1p49)));
+  return hn::Sub(hn::Add(mean, magic), magic);
+}
+
+// In all lanes.
+template <class T, class D>
+HWY_INLINE hn::Vec<D> RunPilot(D d, const T* x, std::int64_t count) {
+  using C = Compute<T>;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  const auto first = hn::Set(d, static_cast<C>(to_double(x[0])));
+  const std::int64_t samples =
+      std::min(std::max<std::int64_t>(4, kRunSamples / lanes), count / lanes);
+  const std::int64_t step = samples > 1 ? (count - lanes) / (samples - 1) : 0;
+  auto sum = hn::Zero(d), spread = hn::Zero(d);
+  for (std::int64_t i = 0; i < samples; ++i) {
+    const auto distance = hn::Sub(LoadAs(d, x + i * step), first);
+    sum = hn::Add(sum, distance);
+    spread = hn::Max(spread, hn::Abs(distance));
+  }
+  const auto share = hn::Set(d, C{1} / static_cast<C>(samples * lanes));
+  const auto shift = hn::Mul(hn::SumOfLanes(d, sum), share);
+  return Coarse(d, hn::Add(first, shift), hn::MaxOfLanes(d, spread));
+}
+
+template <class T>
+void ReduceRun(const void* data, std::int64_t count, Moments* moments) {
+  const hn::ScalableTag<Compute<T>> d;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  const T* const x = static_cast<const T*>(data);
+  const auto k = RunPilot(d, x, count);
+  const auto zero = hn::Zero(d);
+
+  double s1 = 0, s2 = 0;
+  std::int64_t i = 0;
+  while (i < count) {
+    const std::int64_t end = std::min(count, i + 4 * lanes * kChain);
+    auto a0 = zero, a1 = zero, a2 = zero, a3 = zero;
+    auto q0 = zero, q1 = zero, q2 = zero, q3 = zero;
+    for (; i + 4 * lanes <= end; i += 4 * lanes) {
+      const auto d0 = hn::Sub(LoadAs(d, x + i), k);
+      const auto d1 = hn::Sub(LoadAs(d, x + i + lanes), k);
+      const auto d2 = hn::Sub(LoadAs(d, x + i + 2 * lanes), k);
+      const auto d3 = hn::Sub(LoadAs(d, x + i + 3 * lanes), k);
+      a0 = hn::Add(a0, d0);
+      a1 = hn::Add(a1, d1);
+      a2 = hn::Add(a2, d2);
+      a3 = hn::Add(a3, d3);
+      q0 = hn::MulAdd(d0, d0, q0);
+      q1 = hn::MulAdd(d1, d1, q1);
+      q2 = hn::MulAdd(d2, d2, q2);
+      q3 = hn::MulAdd(d3, d3, q3);
+    }
+    for (; i + lanes <= end; i += lanes) {
+      const auto d0 = hn::Sub(LoadAs(d, x + i), k);
+      a0 = hn::Add(a0, d0);
+      q0 = hn::MulAdd(d0, d0, q0);
+    }
+    if (i < count && i + lanes > count) {
+      // The last, short vector: read ending at the run's end, the lanes already counted left out.
+      const auto fresh = hn::Not(hn::FirstN(d, static_cast<std::size_t>(i + lanes - count)));
+      const auto d1 = hn::IfThenElseZero(fresh, hn::Sub(LoadAs(d, x + count - lanes), k));
+      a1 = hn::Add(a1, d1);
+      q1 = hn::MulAdd(d1, d1, q1);
+      i = count;
+    }
+    s1 += SumLanes(d, hn::Add(hn::Add(a0, a1), hn::Add(a2, a3)));
+    s2 += SumLanes(d, hn::Add(hn::Add(q0, q1), hn::Add(q2, q3)));
+  }
+  const auto n = static_cast<double>(count);
+  *moments = {n, static_cast<double>(hn::GetLane(k)) + s1 / n, TrustedM2(s1, s2, n)};
+}
+
+// Sums of one tile of columns. Entry i belongs to column i, but for the last vector of a width that
+// is no multiple of the lanes: that one is read ending at the last column.
+template <class C>
+struct ColumnSums {
+  HWY_ALIGN C pilot[kMaxLanes + 64 / sizeof(C)];
+  HWY_ALIGN C a[kMaxLanes + 64 / sizeof(C)];  // of one chain
+  HWY_ALIGN C q[kMaxLanes + 64 / sizeof(C)];
+  HWY_ALIGN double s1[kMaxLanes + 64 / sizeof(C)];
+  HWY_ALIGN double s2[kMaxLanes + 64 / sizeof(C)];
+};
+
+template <class T>
+HWY_INLINE void ColumnPilots(const T* x, std::int64_t rows, std::int64_t stride, std::int64_t width,
+                             ColumnSums<Compute<T>>* sums) {
+  const hn::ScalableTag<Compute<T>> d;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  const std::int64_t samples = std::min(kColumnSamples, rows);
+  const std::int64_t step = samples > 1 ? (rows - 1) / (samples - 1) : 0;
+  const auto share = hn::Set(d, Compute<T>{1} / static_cast<Compute<T>>(samples));
+  for (std::int64_t i = 0; i < width; i += lanes) {
+    const T* const column = x + std::min(i, width - lanes);
+    const auto base = LoadAs(d, column);
+    auto sum = hn::Zero(d), spread = hn::Zero(d);
+    for (std::int64_t r = 1; r < samples; ++r) {
+      const auto distance = hn::Sub(LoadAs(d, column + r * step * stride), base);
+      sum = hn::Add(sum, distance);
+      spread = hn::Max(spread, hn::Abs(distance));
+    }
+    const auto near = hn::Add(base, hn::Mul(sum, share));
+    hn::Store(Coarse(d, near, spread), d, sums->pilot + i);
+  }
+}
+
+// Adds the deviations of kRows rows to the chain; the rows' own sum comes first, which makes the
+// chain eight times shorter.
+template <std::int64_t kRows, class T>
+HWY_INLINE void AddBand(const T* x, std::int64_t stride, std::int64_t width,
+                        ColumnSums<Compute<T>>* sums) {
+  const hn::ScalableTag<Compute<T>> d;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  for (std::int64_t i = 0; i < width; i += lanes) {
+    const T* const column = x + std::min(i, width - lanes);
+    const auto k = hn::Load(d, sums->pilot + i);
+    const auto d0 = hn::Sub(LoadAs(d, column), k);
+    auto a = d0;
+    auto q = hn::Mul(d0, d0);
+    for (std::int64_t r = 1; r < kRows; ++r) {
+      const auto dr = hn::Sub(LoadAs(d, column + r * stride), k);
+      a = hn::Add(a, dr);
+      q = hn::MulAdd(dr, dr, q);
+    }
+    hn::Store(hn::Add(hn::Load(d, sums->a + i), a), d, sums->a + i);
+    hn::Store(hn::Add(hn::Load(d, sums->q + i), q), d, sums->q + i);
+  }
+}
+
+// chain -> double sums; empties the chain.
+template <class C>
+HWY_INLINE void FoldChain(std::int64_t width, ColumnSums<C>* sums) {
+  const hn::ScalableTag<double> dd;
+  const hn::Rebind<C, decltype(dd)> dc;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(dd));
+  const auto fold = [&](C* chain, double* total, std::int64_t i) HWY_ATTR {
+    const auto value = hn::Load(dc, chain + i);
+    if constexpr (std::is_same_v<C, double>) {
+      hn::Store(hn::Add(hn::Load(dd, total + i), value), dd, total + i);
+    } else {
+      hn::Store(hn::Add(hn::Load(dd, total + i), hn::PromoteTo(dd, value)), dd, total + i);
+    }
+    hn::Store(hn::Zero(dc), dc, chain + i);
+  };
+  for (std::int64_t i = 0; i < width; i += lanes) {
+    fold(sums->a, sums->s1, i);
+    fold(sums->q, sums->s2, i);
+  }
+}
+
+template <class T>
+void ReduceColumns(const void* data, std::int64_t rows, std::int64_t stride, std::int64_t width,
+                   double* mean, double* m2) {
+  constexpr std::int64_t kBand = 8;
+  const T* const x = static_cast<const T*>(data);
+  const hn::ScalableTag<Compute<T>> d;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  const std::int64_t padded = (width + lanes - 1) / lanes * lanes;
+
+  ColumnSums<Compute<T>> sums;
+  std::fill_n(sums.a, padded, Compute<T>{0});
+  std::fill_n(sums.q, padded, Compute<T>{0});
+  std::fill_n(sums.s1, padded, 0.0);
+  std::fill_n(sums.s2, padded, 0.0);
+  ColumnPilots(x, rows, stride, width, &sums);
+
+  std::int64_t row = 0, links = 0;
+  for (; row + kBand <= rows; row += kBand) {
+    AddBand<kBand>(x + row * stride, stride, width, &sums);
+    if (++links < kChain / 2) continue;
+    FoldChain(padded, &sums);
+    links = 0;
+  }
+  for (; row < rows; ++row) AddBand<1>(x + row * stride, stride, width, &sums);
+  FoldChain(padded, &sums);
+
+  const auto n = static_cast<double>(rows);
+  for (std::int64_t i = 0; i < padded; ++i) {
+    const bool last = i >= padded - lanes;
+    const std::int64_t column = last ? width - padded + i : i;
+    mean[column] = static_cast<double>(sums.pilot[i]) + sums.s1[i] / n;
+    m2[column] = TrustedM2(sums.s1[i], sums.s2[i], n);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace groupnorm::detail
+HWY_AFTER_NAMESPACE();
+
+#endif

@@ -1,0 +1,152 @@
+// Loads and stores: storage dtype <-> vectors of the compute type.
+#if defined(GROUPNORM_SRC_KERNELS_SIMD_INL_H) == defined(HWY_TARGET_TOGGLE)
+#ifdef GROUPNORM_SRC_KERNELS_SIMD_INL_H
+#undef GROUPNORM_SRC_KERNELS_SIMD_INL_H
+#else
+#define GROUPNORM_SRC_KERNELS_SIMD_INL_H
+#endif
+
+#include "dtype.h"
+#include "kernels/kernels.h"
+
+#include <hwy/highway.h>
+
+#include <type_traits>
+
+HWY_BEFORE_NAMESPACE();
+namespace groupnorm::detail {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+template <class T>
+using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+template <class D>
+using VecU16 = hn::Vec<hn::Rebind<std::uint16_t, D>>;
+
+// Where the hardware converts f16 as IEEE 754 says; elsewhere Highway's emulation turns infinities
+// and NaN into numbers, so the conversion stands here.
+#if (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2) || HWY_ARCH_ARM_A64
+inline constexpr bool kNativeF16 = true;
+#else
+inline constexpr bool kNativeF16 = false;
+#endif
+
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V LoadAs(D d, const float* p) {
+  return hn::LoadU(d, p);
+}
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V LoadAs(D d, const double* p) {
+  return hn::LoadU(d, p);
+}
+
+template <class D>
+HWY_INLINE hn::Vec<hn::RebindToUnsigned<D>> LoadU16(D, const void* p) {
+  const hn::Rebind<std::uint16_t, D> du16;
+  return hn::PromoteTo(hn::RebindToUnsigned<D>(),
+                       hn::LoadU(du16, static_cast<const std::uint16_t*>(p)));
+}
+
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V LoadAs(D d, const BF16* p) {
+  return hn::BitCast(d, hn::ShiftLeft<16>(LoadU16(d, p)));
+}
+
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V LoadAs(D d, const F16* p) {
+  if constexpr (kNativeF16) {
+    const hn::Rebind<hwy::float16_t, D> df16;
+    return hn::PromoteTo(d, hn::LoadU(df16, reinterpret_cast<const hwy::float16_t*>(p)));
+  } else {
+    const hn::RebindToUnsigned<D> du;
+    const hn::RebindToSigned<D> di;
+    const auto bits = LoadU16(d, p);
+    const auto magnitude = hn::And(bits, hn::Set(du, 0x7FFFU));
+    const auto sign = hn::ShiftLeft<16>(hn::Xor(bits, magnitude));
+    const auto rebias = hn::Set(du, 112U << 23);
+    const auto normal = hn::Add(hn::ShiftLeft<13>(magnitude), rebias);
+    const auto special = hn::Add(normal, rebias);  // exponent 31 -> 255
+    const auto tiny = hn::BitCast(
+        du, hn::Mul(hn::ConvertTo(d, hn::BitCast(di, magnitude)), hn::Set(d, 0x1p-24F)));
+    const auto finite = hn::IfThenElse(hn::Lt(magnitude, hn::Set(du, 0x400U)), tiny, normal);
+    const auto any = hn::IfThenElse(hn::Gt(magnitude, hn::Set(du, 0x7BFFU)), special, finite);
+    return hn::BitCast(d, hn::Or(any, sign));
+  }
+}
+
+// The low 16 bits of each lane.
+template <class D>
+HWY_INLINE VecU16<D> NarrowU16(D, hn::Vec<hn::RebindToUnsigned<D>> bits) {
+  return hn::DemoteTo(hn::Rebind<std::uint16_t, D>(), hn::BitCast(hn::RebindToSigned<D>(), bits));
+}
+
+// Round to nearest even; NaN stays NaN and turns quiet. (Highway 1.0 truncates.)
+template <class D, class V>
+HWY_INLINE VecU16<D> ToBF16(D d, V v) {
+  const hn::RebindToUnsigned<D> du;
+  const auto bits = hn::BitCast(du, v);
+  const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1U));
+  const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(du, 0x7FFFU)));
+  const auto quiet = hn::Or(bits, hn::Set(du, 0x400000U));
+  const auto is_nan = hn::RebindMask(du, hn::IsNaN(v));
+  return NarrowU16(d, hn::ShiftRight<16>(hn::IfThenElse(is_nan, quiet, rounded)));
+}
+
+// Round to nearest even, infinities and NaN kept.
+template <class D, class V>
+HWY_INLINE VecU16<D> ToF16(D d, V v) {
+  const hn::RebindToUnsigned<D> du;
+  const auto bits = hn::BitCast(du, v);
+  const auto magnitude = hn::And(bits, hn::Set(du, 0x7FFFFFFFU));
+  const auto sign = hn::Xor(bits, magnitude);
+  const auto odd = hn::And(hn::ShiftRight<13>(magnitude), hn::Set(du, 1U));
+  const auto rounded = hn::Add(magnitude, hn::Add(odd, hn::Set(du, 0xFFFU)));
+  const auto normal = hn::Sub(hn::ShiftRight<13>(rounded), hn::Set(du, 112U << 10));
+  // Adding 0.5, whose last place is 2^-24, rounds to the subnormal grid.
+  const auto half = hn::Set(d, 0.5F);
+  const auto tiny =
+      hn::Sub(hn::BitCast(du, hn::Add(hn::BitCast(d, magnitude), half)), hn::BitCast(du, half));
+  const auto least_normal = hn::Set(du, 113U << 23);
+  const auto finite = hn::IfThenElse(hn::Lt(magnitude, least_normal), tiny, normal);
+  const auto infinity = hn::Set(du, 0x7C00U);
+  const auto overflow = hn::Set(du, 0x477FEFFFU);  // the last float that rounds to 65504
+  const auto number = hn::IfThenElse(hn::Gt(magnitude, overflow), infinity, finite);
+  const auto is_nan = hn::RebindMask(du, hn::IsNaN(v));
+  const auto any = hn::IfThenElse(is_nan, hn::Set(du, 0x7E00U), number);
+  return NarrowU16(d, hn::Or(any, hn::ShiftRight<16>(sign)));
+}
+
+template <Store kStore, class D, class T, class V>
+HWY_INLINE void StoreVector(D d, V v, T* p) {
+  if constexpr (kStore == Store::streaming) {
+    hn::Stream(v, d, p);
+  } else {
+    hn::StoreU(v, d, p);
+  }
+}
+
+// p is aligned to the vector of T where kStore is streaming.
+template <Store kStore, class D, class V, class T>
+HWY_INLINE void StoreAs(D d, V v, T* p) {
+  if constexpr (std::is_same_v<T, Compute<T>>) {
+    StoreVector<kStore>(d, v, p);
+  } else if constexpr (std::is_same_v<T, BF16>) {
+    StoreVector<kStore>(hn::Rebind<std::uint16_t, D>(), ToBF16(d, v),
+                        reinterpret_cast<std::uint16_t*>(p));
+  } else if constexpr (kNativeF16) {
+    const hn::Rebind<hwy::float16_t, D> df16;
+    const hn::Rebind<std::uint16_t, D> du16;
+    StoreVector<kStore>(du16, hn::BitCast(du16, hn::DemoteTo(df16, v)),
+                        reinterpret_cast<std::uint16_t*>(p));
+  } else {
+    StoreVector<kStore>(hn::Rebind<std::uint16_t, D>(), ToF16(d, v),
+                        reinterpret_cast<std::uint16_t*>(p));
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace groupnorm::detail
+HWY_AFTER_NAMESPACE();
+
+#endif
