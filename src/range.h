@@ -21,6 +21,7 @@ constexpr Range piece(std::int64_t index, std::int64_t size, std::int64_t count)
 
 // The index-th of `parts` ranges whose sizes differ by one at most.
 constexpr Range share(std::int64_t index, std::int64_t parts, std::int64_t count) {
+  if (parts == 1) return {0, count};  // spares small calls two divisions
   const std::int64_t size = count / parts, extra = count % parts;
   const std::int64_t begin = index * size + std::min(index, extra);
   return {begin, begin + size + (index < extra ? 1 : 0)};

@@ -12,6 +12,7 @@
 
 #include "kernels/activation-inl.h"
 #include "kernels/kernels.h"
+#include "kernels/reduce-inl.h"
 #include "kernels/simd-inl.h"
 
 #include <hwy/cache_control.h>
@@ -37,8 +38,13 @@ HWY_INLINE std::int64_t ToAligned(const T* p, std::int64_t lanes) {
   return past == 0 ? 0 : static_cast<std::int64_t>((bytes - past) / sizeof(T));
 }
 
-template <class T, class Act, Store kStore, class D, class V>
-HWY_INLINE void ApplyRow(D d, const T* x, T* y, std::int64_t count, V mean, V a, V b) {
+// Stands in for RunSums where there is nothing to reduce beside an apply.
+struct NoSums {
+  HWY_INLINE bool Step() { return false; }
+};
+
+template <class T, class Act, Store kStore, class D, class V, class Sums>
+HWY_INLINE void ApplyRow(D d, const T* x, T* y, std::int64_t count, V mean, V a, V b, Sums& sums) {
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
   const auto last = LoadAs(d, x + count - lanes);
   std::int64_t i = 0;
@@ -55,6 +61,7 @@ HWY_INLINE void ApplyRow(D d, const T* x, T* y, std::int64_t count, V mean, V a,
     StoreAs<kStore>(d, Normalize<Act>(d, x1, mean, a, b), y + i + lanes);
     StoreAs<kStore>(d, Normalize<Act>(d, x2, mean, a, b), y + i + 2 * lanes);
     StoreAs<kStore>(d, Normalize<Act>(d, x3, mean, a, b), y + i + 3 * lanes);
+    sums.Step();
   }
   for (; i + lanes <= count; i += lanes) {
     StoreAs<kStore>(d, Normalize<Act>(d, LoadAs(d, x + i), mean, a, b), y + i);
@@ -65,7 +72,19 @@ HWY_INLINE void ApplyRow(D d, const T* x, T* y, std::int64_t count, V mean, V a,
 template <class T>
 struct RowsOf {
   template <class Act, Store kStore>
-  static HWY_ATTR void Run(const Kernels::ApplyRows& args) {
+  static void Run(const Kernels::ApplyRows& args) {
+    if (args.next.x == nullptr) {
+      NoSums none;
+      return Apply<Act, kStore>(args, none);
+    }
+    RunSums<T> sums(static_cast<const T*>(args.next.x), args.next.count);
+    Apply<Act, kStore>(args, sums);
+    *args.next.moments = sums.Finish();
+  }
+
+ private:
+  template <class Act, Store kStore, class Sums>
+  static HWY_INLINE void Apply(const Kernels::ApplyRows& args, Sums& sums) {
     using C = Compute<T>;
     const hn::ScalableTag<C> d;
     const auto mean = hn::Set(d, static_cast<C>(args.mean));
@@ -74,7 +93,7 @@ struct RowsOf {
     for (std::int64_t r = 0; r < args.rows; ++r) {
       const std::int64_t at = r * args.length;
       ApplyRow<T, Act, kStore>(d, static_cast<const T*>(args.x) + at, static_cast<T*>(args.y) + at,
-                               args.length, mean, hn::Set(d, a[r]), hn::Set(d, b[r]));
+                               args.length, mean, hn::Set(d, a[r]), hn::Set(d, b[r]), sums);
     }
   }
 };
@@ -115,7 +134,7 @@ HWY_INLINE void ApplyBand(const Kernels::ApplyLanes& args, const T* x, T* y) {
 template <class T>
 struct LanesOf {
   template <class Act, Store kStore>
-  static HWY_ATTR void Run(const Kernels::ApplyLanes& args) {
+  static void Run(const Kernels::ApplyLanes& args) {
     constexpr std::int64_t kBand = 4;
     const T* const x = static_cast<const T*>(args.x);
     T* const y = static_cast<T*>(args.y);

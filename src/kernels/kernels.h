@@ -23,9 +23,14 @@ struct Kernels {
   const char* target;  // the name in targets()
   std::int64_t lanes;  // of a vector in the compute type
 
-  // x [count], count >= lanes -> its moments. m2 is NaN where the sums overflowed, met a NaN or an
-  // infinity, or where the deviations were taken from a poor pilot (see reduce-inl.h).
-  void (*reduce_run)(const void* x, std::int64_t count, Moments* moments);
+  // x [count], contiguous, count >= lanes -> its moments. m2 is NaN where the sums overflowed, met
+  // a NaN or an infinity, or where the deviations were taken from a poor pilot (see reduce-inl.h).
+  struct Run {
+    const void* x;
+    std::int64_t count;
+    Moments* moments;
+  };
+  void (*reduce_run)(const Run&);
 
   // x [rows, width], rows `stride` elements apart, lanes <= width <= kMaxLanes -> mean [width] and
   // m2 [width] of each column; m2 as above, column by column.
@@ -48,7 +53,8 @@ struct Kernels {
   void (*coefficients_f32)(const Coefficients&);
 
   // y = activation(a[r] * (x - mean) + b[r]) for x, y [rows, length], contiguous, length >= lanes.
-  // y == x is allowed with Store::cached.
+  // y == x is allowed with Store::cached. Where next.x is not null, also reduces that run, with the
+  // bits of reduce_run: its reads hide behind the writes of y. It must not overlap y.
   struct ApplyRows {
     const void* x;
     void* y;
@@ -58,6 +64,7 @@ struct Kernels {
     const void* b;
     Activation activation;
     Store store;
+    Run next;
   };
   void (*apply_rows)(const ApplyRows&);
 

@@ -73,52 +73,80 @@ HWY_INLINE hn::Vec<D> RunPilot(D d, const T* x, std::int64_t count) {
   return Coarse(d, hn::Add(first, shift), hn::MaxOfLanes(d, spread));
 }
 
+// The sums of one run, taken in steps of four vectors, so that another loop may carry them along.
 template <class T>
-void ReduceRun(const void* data, std::int64_t count, Moments* moments) {
-  const hn::ScalableTag<Compute<T>> d;
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  const T* const x = static_cast<const T*>(data);
-  const auto k = RunPilot(d, x, count);
-  const auto zero = hn::Zero(d);
+class RunSums {
+  using C = Compute<T>;
+  using D = hn::ScalableTag<C>;
+  using V = hn::Vec<D>;
 
-  double s1 = 0, s2 = 0;
-  std::int64_t i = 0;
-  while (i < count) {
-    const std::int64_t end = std::min(count, i + 4 * lanes * kChain);
-    auto a0 = zero, a1 = zero, a2 = zero, a3 = zero;
-    auto q0 = zero, q1 = zero, q2 = zero, q3 = zero;
-    for (; i + 4 * lanes <= end; i += 4 * lanes) {
-      const auto d0 = hn::Sub(LoadAs(d, x + i), k);
-      const auto d1 = hn::Sub(LoadAs(d, x + i + lanes), k);
-      const auto d2 = hn::Sub(LoadAs(d, x + i + 2 * lanes), k);
-      const auto d3 = hn::Sub(LoadAs(d, x + i + 3 * lanes), k);
-      a0 = hn::Add(a0, d0);
-      a1 = hn::Add(a1, d1);
-      a2 = hn::Add(a2, d2);
-      a3 = hn::Add(a3, d3);
-      q0 = hn::MulAdd(d0, d0, q0);
-      q1 = hn::MulAdd(d1, d1, q1);
-      q2 = hn::MulAdd(d2, d2, q2);
-      q3 = hn::MulAdd(d3, d3, q3);
-    }
-    for (; i + lanes <= end; i += lanes) {
-      const auto d0 = hn::Sub(LoadAs(d, x + i), k);
-      a0 = hn::Add(a0, d0);
-      q0 = hn::MulAdd(d0, d0, q0);
-    }
-    if (i < count && i + lanes > count) {
-      // The last, short vector: read ending at the run's end, the lanes already counted left out.
-      const auto fresh = hn::Not(hn::FirstN(d, static_cast<std::size_t>(i + lanes - count)));
-      const auto d1 = hn::IfThenElseZero(fresh, hn::Sub(LoadAs(d, x + count - lanes), k));
-      a1 = hn::Add(a1, d1);
-      q1 = hn::MulAdd(d1, d1, q1);
-      i = count;
-    }
-    s1 += SumLanes(d, hn::Add(hn::Add(a0, a1), hn::Add(a2, a3)));
-    s2 += SumLanes(d, hn::Add(hn::Add(q0, q1), hn::Add(q2, q3)));
+ public:
+  HWY_INLINE RunSums(const T* x, std::int64_t count)
+      : x_(x), end_(x + count), count_(count), pilot_(RunPilot(D(), x, count)) {
+    StartChain();
   }
-  const auto n = static_cast<double>(count);
-  *moments = {n, static_cast<double>(hn::GetLane(k)) + s1 / n, TrustedM2(s1, s2, n)};
+
+  // False where no whole step is left.
+  HWY_INLINE bool Step() {
+    constexpr std::int64_t kLanes = hn::MaxLanes(D());
+    if (end_ - x_ < 4 * kLanes) return false;
+    const D d;
+    Add(hn::Sub(LoadAs(d, x_), pilot_), a0_, q0_);
+    Add(hn::Sub(LoadAs(d, x_ + kLanes), pilot_), a1_, q1_);
+    Add(hn::Sub(LoadAs(d, x_ + 2 * kLanes), pilot_), a2_, q2_);
+    Add(hn::Sub(LoadAs(d, x_ + 3 * kLanes), pilot_), a3_, q3_);
+    x_ += 4 * kLanes;
+    if (--left_ == 0) FoldChain();
+    return true;
+  }
+
+  // The rest of the steps, and what fills none.
+  HWY_INLINE Moments Finish() {
+    constexpr std::int64_t kLanes = hn::MaxLanes(D());
+    const D d;
+    while (Step()) {
+    }
+    for (; end_ - x_ >= kLanes; x_ += kLanes) Add(hn::Sub(LoadAs(d, x_), pilot_), a0_, q0_);
+    if (x_ != end_) {
+      // A vector that ends with the run, the lanes already counted left out.
+      const auto counted = hn::FirstN(d, static_cast<std::size_t>(kLanes - (end_ - x_)));
+      Add(hn::IfThenZeroElse(counted, hn::Sub(LoadAs(d, end_ - kLanes), pilot_)), a1_, q1_);
+    }
+    FoldChain();
+    const auto n = static_cast<double>(count_);
+    return {n, static_cast<double>(hn::GetLane(pilot_)) + s1_ / n, TrustedM2(s1_, s2_, n)};
+  }
+
+ private:
+  static HWY_INLINE void Add(V deviation, V& a, V& q) {
+    a = hn::Add(a, deviation);
+    q = hn::MulAdd(deviation, deviation, q);
+  }
+
+  HWY_INLINE void StartChain() {
+    left_ = kChain;
+    a0_ = a1_ = a2_ = a3_ = q0_ = q1_ = q2_ = q3_ = hn::Zero(D());
+  }
+
+  HWY_INLINE void FoldChain() {
+    s1_ += SumLanes(D(), hn::Add(hn::Add(a0_, a1_), hn::Add(a2_, a3_)));
+    s2_ += SumLanes(D(), hn::Add(hn::Add(q0_, q1_), hn::Add(q2_, q3_)));
+    StartChain();
+  }
+
+  const T* x_;
+  const T* end_;
+  std::int64_t count_;
+  V pilot_;
+  V a0_, a1_, a2_, a3_;  // sum of deviations, in four chains
+  V q0_, q1_, q2_, q3_;  // sum of their squares
+  std::int64_t left_ = kChain;
+  double s1_ = 0, s2_ = 0;
+};
+
+template <class T>
+void ReduceRun(const Kernels::Run& run) {
+  *run.moments = RunSums<T>(static_cast<const T*>(run.x), run.count).Finish();
 }
 
 // Sums of one tile of columns. Entry i belongs to column i, but for the last vector of a width that
@@ -179,7 +207,7 @@ HWY_INLINE void AddBand(const T* x, std::int64_t stride, std::int64_t width,
 
 // chain -> double sums; empties the chain.
 template <class C>
-HWY_INLINE void FoldChain(std::int64_t width, ColumnSums<C>* sums) {
+HWY_INLINE void FoldChains(std::int64_t width, ColumnSums<C>* sums) {
   const hn::ScalableTag<double> dd;
   const hn::Rebind<C, decltype(dd)> dc;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(dd));
@@ -218,11 +246,11 @@ void ReduceColumns(const void* data, std::int64_t rows, std::int64_t stride, std
   for (; row + kBand <= rows; row += kBand) {
     AddBand<kBand>(x + row * stride, stride, width, &sums);
     if (++links < kChain / 2) continue;
-    FoldChain(padded, &sums);
+    FoldChains(padded, &sums);
     links = 0;
   }
   for (; row < rows; ++row) AddBand<1>(x + row * stride, stride, width, &sums);
-  FoldChain(padded, &sums);
+  FoldChains(padded, &sums);
 
   const auto n = static_cast<double>(rows);
   for (std::int64_t i = 0; i < padded; ++i) {

@@ -1,0 +1,140 @@
+// One forward call as its parts see it: addresses, coefficients, and the moments of one run.
+#ifndef GROUPNORM_SRC_CALL_H
+#define GROUPNORM_SRC_CALL_H
+
+#include "dtype.h"
+#include "extreme.h"
+#include "fold.h"
+#include "kernels/kernels.h"
+
+#include <groupnorm/groupnorm.hpp>
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+namespace groupnorm::detail {
+
+// What every part of a call needs to know.
+struct Call {
+  const Spec& spec;
+  const Schedule& schedule;
+  const Kernels& kernels;
+  const Forward& args;
+  Store store;
+  std::int64_t element = size_of(spec.data);
+  std::int64_t param = size_of(spec.param);
+  std::int64_t compute = spec.data == DType::f64 ? 8 : 4;  // bytes of the compute type
+
+  const void* x(std::int64_t index) const {
+    return static_cast<const std::byte*>(args.x) + index * element;
+  }
+  void* y(std::int64_t index) const { return static_cast<std::byte*>(args.y) + index * element; }
+
+  // gamma or beta from `channel` of `example` on; null stays null.
+  const void* param_at(const void* data, std::int64_t example, std::int64_t channel) const {
+    if (data == nullptr) return nullptr;
+    const std::int64_t index = example * spec.param_stride + channel;
+    return static_cast<const std::byte*>(data) + index * param;
+  }
+  double param_value(const void* data, std::int64_t example, std::int64_t channel,
+                     double missing) const {
+    return data == nullptr ? missing
+                           : load_element(spec.param, param_at(data, example, channel), 0);
+  }
+};
+
+inline bool reducible(const Call& call, std::int64_t count) { return count >= call.kernels.lanes; }
+
+// What a kernel found, unless its sums are not to be trusted.
+inline Moments trusted(const Call& call, std::int64_t index, std::int64_t count,
+                       const Moments& moments) {
+  if (!std::isnan(moments.m2)) return moments;
+  return extreme_moments(call.spec.data, call.x(index), count, 1);
+}
+
+inline Moments run_moments(const Call& call, std::int64_t index, std::int64_t count) {
+  if (!reducible(call, count)) return extreme_moments(call.spec.data, call.x(index), count, 1);
+  Moments moments;
+  call.kernels.reduce_run({call.x(index), count, &moments});
+  return trusted(call, index, count, moments);
+}
+
+// The mean as the compute type holds it, and what is left.
+struct SplitMean {
+  double hi, lo;
+};
+inline SplitMean split_mean(const Call& call, double mean) {
+  const double hi = call.compute == 8 ? mean : static_cast<double>(static_cast<float>(mean));
+  return {hi, mean - hi};
+}
+
+// mean, a and b of up to kMaxLanes lanes or rows, in the compute type.
+class Coefficients {
+ public:
+  explicit Coefficients(const Call& call) : call_(call) {}
+
+  const void* mean() const { return mean_; }
+  const void* a() const { return a_; }
+  const void* b() const { return b_; }
+
+  // Entries [at, at + count): channels [channel, channel + count) of `example`. May write a vector
+  // past them, so calls go upwards.
+  void make(std::int64_t at, std::int64_t count, std::int64_t example, std::int64_t channel,
+            const Statistics& statistics) {
+    const SplitMean mean = split_mean(call_, statistics.mean);
+    const auto kernel = call_.spec.param == call_.spec.data ? call_.kernels.coefficients_same
+                                                            : call_.kernels.coefficients_f32;
+    kernel({call_.param_at(call_.args.gamma, example, channel),
+            call_.param_at(call_.args.beta, example, channel), count, mean.lo, statistics.rstd,
+            a_ + at * call_.compute, b_ + at * call_.compute});
+  }
+
+  void fill_mean(std::int64_t at, std::int64_t count, double mean) {
+    if (call_.compute == 8) {
+      std::fill_n(reinterpret_cast<double*>(mean_) + at, count, mean);
+    } else {
+      std::fill_n(reinterpret_cast<float*>(mean_) + at, count, static_cast<float>(mean));
+    }
+  }
+
+  // Entries [0, count) again behind themselves, until there are `copies` of them.
+  void repeat(std::int64_t count, std::int64_t copies) {
+    const std::int64_t bytes = count * call_.compute;
+    for (std::byte* const entries : {mean_, a_, b_}) {
+      for (std::int64_t i = 1; i < copies; ++i) std::copy_n(entries, bytes, entries + i * bytes);
+    }
+  }
+
+  // Entry i of `rows` from `from`'s entry (first + i) / length: a row's coefficients for its lanes.
+  void spread(const Coefficients& from, std::int64_t first, std::int64_t count,
+              std::int64_t length) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      const std::int64_t row = (first + i) / length * call_.compute;
+      std::copy_n(from.a_ + row, call_.compute, a_ + i * call_.compute);
+      std::copy_n(from.b_ + row, call_.compute, b_ + i * call_.compute);
+    }
+  }
+
+ private:
+  static constexpr std::size_t kBytes = (kMaxLanes + 16) * sizeof(double);
+  const Call& call_;
+  alignas(64) std::byte mean_[kBytes];
+  alignas(64) std::byte a_[kBytes];
+  alignas(64) std::byte b_[kBytes];
+};
+
+// `count` elements of one channel, `stride` elements apart, by the scalar double path.
+inline void apply_channel(const Call& call, std::int64_t index, std::int64_t count,
+                          std::int64_t stride, std::int64_t example, std::int64_t channel,
+                          const Statistics& statistics) {
+  const double gamma = call.param_value(call.args.gamma, example, channel, 1);
+  const double beta = call.param_value(call.args.beta, example, channel, 0);
+  extreme_apply({call.spec.data, call.x(index), call.y(index), count, stride, statistics.mean,
+                 gamma * statistics.rstd, beta, call.spec.activation});
+}
+
+}  // namespace groupnorm::detail
+
+#endif

@@ -1,0 +1,150 @@
+// The walk of channels_first.
+#ifndef GROUPNORM_SRC_ROWS_H
+#define GROUPNORM_SRC_ROWS_H
+
+#include "call.h"
+#include "plan.h"
+#include "range.h"
+
+namespace groupnorm::detail {
+
+// See plan.h: a unit is one block, in runs of rows of s positions.
+class Rows {
+ public:
+  static constexpr std::int64_t kMaxBlocks = 1;
+  static constexpr bool kCarries = true;  // has apply_and_reduce
+
+  explicit Rows(const Call& call)
+      : call_(call),
+        groups_(call.spec.shape.c / call.spec.block.channels),
+        run_(call.spec.block.channels * call.spec.shape.s),
+        line_(call.spec.shape.s > call.schedule.chunk ? call.spec.shape.s : run_),
+        chunks_per_line_(ceil_div(line_, call.schedule.chunk)) {}
+
+  std::int64_t blocks(std::int64_t) const { return 1; }
+  std::int64_t first_block(std::int64_t unit) const { return unit; }
+
+  void reduce(std::int64_t unit, std::int64_t chunk, Moments* moments) const {
+    *moments = {};
+    for_each_part(unit, chunk, [&](const Part& part) {
+      *moments = merge(*moments, run_moments(call_, part.index, part.size()));
+    });
+  }
+
+  void apply(std::int64_t unit, std::int64_t chunk, const Statistics* statistics) const {
+    for_each_part(unit, chunk, [&](const Part& part) { apply_part(part, *statistics, {}); });
+  }
+
+  // Applies a chunk while it reduces the same chunk of unit `next`.
+  void apply_and_reduce(std::int64_t unit, std::int64_t chunk, const Statistics* statistics,
+                        std::int64_t next, Moments* moments) const {
+    const std::int64_t ahead = first_index(next) - first_index(unit);
+    *moments = {};
+    for_each_part(unit, chunk, [&](const Part& part) {
+      const std::int64_t index = part.index + ahead;
+      const bool carried = by_rows(part, *statistics);
+      Moments run;
+      apply_part(part, *statistics,
+                 carried ? Kernels::Run{call_.x(index), part.size(), &run} : Kernels::Run{});
+      run = carried ? trusted(call_, index, part.size(), run)
+                    : run_moments(call_, index, part.size());
+      *moments = merge(*moments, run);
+    });
+  }
+
+ private:
+  // Contiguous elements of one run: whole rows, or a part of one.
+  struct Part {
+    std::int64_t example, channel;
+    std::int64_t index;  // in the tensor
+    std::int64_t rows, length;
+    std::int64_t size() const { return rows * length; }
+  };
+
+  std::int64_t first_index(std::int64_t unit) const {
+    const std::int64_t row = unit / groups_, group = unit % groups_;
+    return row * call_.spec.block.examples * groups_ * run_ + group * run_;
+  }
+
+  // f(part) for the parts that a chunk is made of.
+  template <class F>
+  void for_each_part(std::int64_t unit, std::int64_t chunk, F&& f) const {
+    const std::int64_t examples = call_.spec.block.examples, channels = call_.spec.block.channels;
+    const std::int64_t s = call_.spec.shape.s, size = call_.schedule.chunk;
+    const std::int64_t row = unit / groups_, group = unit % groups_;
+    const std::int64_t example = row * examples, channel = group * channels;
+    const auto index = [=, this](std::int64_t i) { return (i * groups_ + group) * run_; };
+    if (size == run_) {
+      const Range runs = piece(chunk, call_.schedule.runs_per_chunk, examples);
+      for (std::int64_t i = example + runs.begin; i < example + runs.end; ++i) {
+        f(Part{i, channel, index(i), channels, s});
+      }
+      return;
+    }
+    // A line, the whole run or one long row of it, is cut into chunks.
+    const std::int64_t chunks_per_run = run_ / line_ * chunks_per_line_;
+    const std::int64_t i = example + chunk / chunks_per_run, in_run = chunk % chunks_per_run;
+    const std::int64_t start = in_run / chunks_per_line_ * line_;
+    const Range part = piece(in_run % chunks_per_line_, size, line_);
+    const std::int64_t length = std::min(s, part.size());
+    f(Part{i, channel + (start + part.begin) / s, index(i) + start + part.begin,
+           part.size() / length, length});
+  }
+
+  // Whether the kernel for rows takes the part.
+  bool by_rows(const Part& part, const Statistics& statistics) const {
+    return !statistics.extreme && part.length >= call_.kernels.lanes;
+  }
+
+  // `next` is reduced too where by_rows says so.
+  void apply_part(const Part& part, const Statistics& statistics, Kernels::Run next) const {
+    if (statistics.extreme || part.size() < call_.kernels.lanes) {
+      for (std::int64_t r = 0; r < part.rows; ++r) {
+        apply_channel(call_, part.index + r * part.length, part.length, 1, part.example,
+                      part.channel + r, statistics);
+      }
+      return;
+    }
+    const double mean = split_mean(call_, statistics.mean).hi;
+    Coefficients coefficients(call_);
+    const std::int64_t pieces = ceil_div(part.rows, kMaxLanes);
+    for (std::int64_t p = 0; p < pieces; ++p) {
+      const Range rows = share(p, pieces, part.rows);
+      const std::int64_t index = part.index + rows.begin * part.length;
+      coefficients.make(0, rows.size(), part.example, part.channel + rows.begin, statistics);
+      if (!by_rows(part, statistics)) {
+        apply_short_rows(coefficients, index, rows.size(), part.length, mean);
+        continue;
+      }
+      call_.kernels.apply_rows({call_.x(index), call_.y(index), rows.size(), part.length, mean,
+                                coefficients.a(), coefficients.b(), call_.spec.activation,
+                                call_.store, p == 0 ? next : Kernels::Run{}});
+    }
+  }
+
+  // Rows shorter than a vector, as rows of lanes that each have their own coefficients.
+  void apply_short_rows(const Coefficients& coefficients, std::int64_t index, std::int64_t rows,
+                        std::int64_t length, double mean) const {
+    Coefficients lanes(call_);
+    const std::int64_t elements = rows * length;
+    const std::int64_t pieces = ceil_div(elements, kMaxLanes);
+    lanes.fill_mean(0, std::min(elements, kMaxLanes), mean);
+    for (std::int64_t p = 0; p < pieces; ++p) {
+      const Range some = share(p, pieces, elements);
+      lanes.spread(coefficients, some.begin, some.size(), length);
+      call_.kernels.apply_lanes({call_.x(index + some.begin), call_.y(index + some.begin), 1, 0,
+                                 some.size(), lanes.mean(), lanes.a(), lanes.b(),
+                                 call_.spec.activation, Store::cached});
+    }
+  }
+
+  const Call& call_;
+  std::int64_t groups_;           // of an example
+  std::int64_t run_;              // elements
+  std::int64_t line_;             // elements
+  std::int64_t chunks_per_line_;  // where a chunk is no longer than a run
+};
+
+}  // namespace groupnorm::detail
+
+#endif
