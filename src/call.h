@@ -47,10 +47,16 @@ struct Call {
 
 inline bool reducible(const Call& call, std::int64_t count) { return count >= call.kernels.lanes; }
 
-// What a kernel found, unless its sums are not to be trusted.
+// Whether a kernel's m2 can be used: its sums were sound, and no squares underflowed in f32 that an
+// eps as good as 0 would not hide.
+inline bool trusts(const Call& call, double m2, double count) {
+  const bool hidden = call.spec.data == DType::f64 || call.spec.eps >= 0x1p-100;
+  return !std::isnan(m2) && (hidden || m2 >= count * 0x1p-100);
+}
+
 inline Moments trusted(const Call& call, std::int64_t index, std::int64_t count,
                        const Moments& moments) {
-  if (!std::isnan(moments.m2)) return moments;
+  if (trusts(call, moments.m2, moments.count)) return moments;
   return extreme_moments(call.spec.data, call.x(index), count, 1);
 }
 

@@ -94,7 +94,7 @@ class Columns {
     const bool fits = count >= call_.kernels.lanes;
     if (fits) call_.kernels.reduce_columns(call_.x(index), rows, stride, count, mean, m2);
     for (std::int64_t i = 0; i < count; ++i) {
-      if (fits && !std::isnan(m2[i])) continue;
+      if (fits && trusts(call_, m2[i], static_cast<double>(rows))) continue;
       const Moments column = extreme_moments(call_.spec.data, call_.x(index + i), rows, stride);
       mean[i] = column.mean;
       m2[i] = column.m2;

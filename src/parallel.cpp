@@ -122,7 +122,7 @@ class Pool {
 
   void run(std::int64_t count, Executor::Task task, void* arg) {
     const std::unique_lock lock(busy_, std::try_to_lock);
-    if (lock.owns_lock() && prepare(count)) return crew_->run(count, task, arg);
+    if (count > 1 && lock.owns_lock() && prepare(count)) return crew_->run(count, task, arg);
     for (std::int64_t i = 0; i < count; ++i) task(arg, i);
   }
 
@@ -135,7 +135,7 @@ class Pool {
       return false;
     }
     owner_ = process_id();
-    crew_->grow(static_cast<std::size_t>(count - 1));
+    crew_->grow(static_cast<std::size_t>(std::min<std::int64_t>(count, kMaxThreads) - 1));
     return true;
   }
 

@@ -119,7 +119,8 @@ HWY_INLINE VecU16<D> ToF16(D d, V v) {
 
 template <Store kStore, class D, class T, class V>
 HWY_INLINE void StoreVector(D d, V v, T* p) {
-  if constexpr (kStore == Store::streaming) {
+  // Highway streams 16 bytes at least, even of a vector of 8.
+  if constexpr (kStore == Store::streaming && hn::MaxLanes(d) * sizeof(T) >= 16) {
     hn::Stream(v, d, p);
   } else {
     hn::StoreU(v, d, p);
