@@ -1,0 +1,221 @@
+/* The engine of groupnorm.hpp for C (C11): group normalization and its family, on plain memory.
+ *
+ * Every tensor is seen as [n examples, c channels, s positions]; a normalization is a gn_block: how
+ * many examples and how many channels share one mean and one variance, always over all positions.
+ *
+ *   xhat = (x - mean) * rstd,   rstd = 1 / sqrt(var + eps),   y = activation(gamma * xhat + beta)
+ *
+ * Nothing here allocates, throws, prints, aborts or keeps state between calls. A call that answers
+ * anything but GN_STATUS_OK has written nothing.
+ *
+ *   gn_spec spec;
+ *   gn_spec_init(&spec);
+ *   spec.shape = (gn_shape){16, 32, 64 * 64};
+ *   spec.block = gn_group_norm(spec.shape, 8);
+ *   gn_plan plan = {0};
+ *   gn_status status = gn_plan_make(&spec, NULL, &plan);
+ *
+ * Compatibility. gn_spec and gn_forward_args begin with struct_size: the sizeof that the caller was
+ * compiled with, set by the _init functions. Later versions only append fields, for which 0 means
+ * what this version does. So a caller built for an older header gets 0 for the fields that it does
+ * not know, and a caller built for a newer one is accepted while the fields that this library does
+ * not know are 0. Every other struct_size (0 too) is GN_STATUS_STRUCT_SIZE. All other structs stay
+ * as they are until gn_abi_version() changes; enumerators keep their values for good.
+ */
+#ifndef GROUPNORM_GROUPNORM_H
+#define GROUPNORM_GROUPNORM_H
+
+#include <groupnorm/api.h>
+#include <groupnorm/version.h>
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define GROUPNORM_ABI_VERSION 1
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Enumerations are passed as int32_t, so that any number that C can pass is answered by a status.
+ */
+
+typedef int32_t gn_dtype;
+enum { GN_DTYPE_F32, GN_DTYPE_F64, GN_DTYPE_F16, GN_DTYPE_BF16 };
+
+/* How [n, c, s] lies in memory: N,C,S or N,S,C; the last runs fastest. */
+typedef int32_t gn_layout;
+enum { GN_LAYOUT_CHANNELS_FIRST, GN_LAYOUT_CHANNELS_LAST };
+
+/* Applied to gamma * xhat + beta before the one store of y. GELU is the exact form, with erf. */
+typedef int32_t gn_activation;
+enum {
+  GN_ACTIVATION_NONE,
+  GN_ACTIVATION_RELU,
+  GN_ACTIVATION_SILU,
+  GN_ACTIVATION_GELU,
+  GN_ACTIVATION_GELU_TANH,
+  GN_ACTIVATION_HARD_SWISH
+};
+
+/* Why a call was refused. gn_status_string() says the rule in words. */
+typedef int32_t gn_status;
+enum {
+  GN_STATUS_OK,
+  GN_STATUS_NEGATIVE_SIZE,
+  GN_STATUS_SIZE_OVERFLOW,
+  GN_STATUS_GROUPS_DO_NOT_DIVIDE,
+  GN_STATUS_BLOCK_EXAMPLES,
+  GN_STATUS_BLOCK_CHANNELS,
+  GN_STATUS_UNKNOWN_DTYPE,
+  GN_STATUS_UNKNOWN_LAYOUT,
+  GN_STATUS_UNKNOWN_ACTIVATION,
+  GN_STATUS_PARAM_DTYPE,
+  GN_STATUS_PARAM_STRIDE,
+  GN_STATUS_CORRECTION,
+  GN_STATUS_TOO_FEW_ELEMENTS,
+  GN_STATUS_EPS,
+  GN_STATUS_UNKNOWN_TARGET,
+  GN_STATUS_UNAVAILABLE_TARGET,
+  GN_STATUS_NULL_POINTER,
+  GN_STATUS_MISSING_STATISTICS,
+  GN_STATUS_UNEXPECTED_STATISTICS,
+  GN_STATUS_MISALIGNED_POINTER,
+  GN_STATUS_OVERLAP,
+  GN_STATUS_WORKSPACE_TOO_SMALL,
+  GN_STATUS_EXECUTOR,
+  GN_STATUS_NOT_PLANNED,
+  GN_STATUS_STRUCT_SIZE = 1000 /* of this interface only */
+};
+
+/* The rule that was broken, in one sentence; never null, also for a number that is no status. */
+GROUPNORM_API const char* gn_status_string(gn_status status);
+
+GROUPNORM_API const char* gn_version(void); /* of the library that runs: GROUPNORM_VERSION */
+GROUPNORM_API int32_t gn_abi_version(void); /* of the library that runs: GROUPNORM_ABI_VERSION */
+
+typedef struct gn_shape {
+  int64_t n; /* examples */
+  int64_t c; /* channels */
+  int64_t s; /* positions: the product of the spatial sizes; 1 for [N, C] */
+} gn_shape;
+
+/* The examples and the channels that share one mean and one variance. */
+typedef struct gn_block {
+  int64_t examples; /* divides n */
+  int64_t channels; /* divides c */
+} gn_block;
+
+/* A number of groups or batches that does not divide its size makes a block which gn_plan_make
+ * answers with GN_STATUS_GROUPS_DO_NOT_DIVIDE. */
+GROUPNORM_API gn_block gn_group_norm(gn_shape shape, int64_t groups);
+GROUPNORM_API gn_block gn_layer_norm(gn_shape shape);
+GROUPNORM_API gn_block gn_instance_norm(gn_shape shape);
+GROUPNORM_API gn_block gn_batch_norm(gn_shape shape);
+GROUPNORM_API gn_block gn_ghost_batch_norm(gn_shape shape, int64_t batches);
+GROUPNORM_API gn_block gn_batch_group_norm(gn_shape shape, int64_t groups);
+
+/* The number of groups that arXiv:1803.08494 would take: 32 where that divides the channels, else
+ * the one that gives nearest to 16 channels a group. 0 for channels < 1. `reason` may be null; it
+ * is otherwise pointed at one sentence. */
+GROUPNORM_API int64_t gn_suggest_groups(int64_t channels, const char** reason);
+
+/* What to compute. */
+typedef struct gn_spec {
+  size_t struct_size;
+  gn_shape shape;
+  gn_block block;
+  gn_layout layout;
+  gn_dtype data;  /* of x and y */
+  gn_dtype param; /* of gamma and beta: as data, or f32 for f16 and bf16 */
+  gn_activation activation;
+  int32_t center;           /* 0: RMS normalization, mean taken as 0 */
+  int32_t given_statistics; /* not 0: mean and rstd are given (batch norm at inference) */
+  int32_t correction;       /* var divides by m - correction: 0 or 1 */
+  double eps;
+  int64_t param_stride; /* 0: gamma, beta are [c]. Else (>= c) elements from one example's gamma to
+                           the next: [n, c] */
+} gn_spec;
+
+/* struct_size; channels_first, f32, no activation, center 1, eps 1e-5. Then set shape and block.
+ * (Compiled into the caller: it knows the size of the struct that the caller has.) */
+static inline void gn_spec_init(gn_spec* spec) {
+  memset(spec, 0, sizeof *spec);
+  spec->struct_size = sizeof *spec;
+  spec->shape.s = 1;
+  spec->block.examples = spec->block.channels = 1;
+  spec->center = 1;
+  spec->eps = 1e-5;
+}
+
+/* The arguments of one forward call. Elements are contiguous in the spec's layout and aligned to
+ * their size. y == x is allowed (in place); no other output may overlap anything. */
+typedef struct gn_forward_args {
+  size_t struct_size;
+  const void* x;     /* [n, c, s] */
+  void* y;           /* [n, c, s] */
+  const void* gamma; /* [c] or [n, c]; null: 1 */
+  const void* beta;  /* [c] or [n, c]; null: 0 */
+  double* mean;      /* [n / block.examples, c / block.channels]; written where not null */
+  double* rstd;
+  const double* given_mean; /* the same shape; read where the spec says given_statistics */
+  const double* given_rstd;
+} gn_forward_args;
+
+/* struct_size; all pointers null. */
+static inline void gn_forward_args_init(gn_forward_args* args) {
+  memset(args, 0, sizeof *args);
+  args->struct_size = sizeof *args;
+}
+
+/* Runs task(arg, i) once for each i in [0, count), in any order, and returns when all are done.
+ * `threads` (1 to 1024) says how finely to cut the work; the bits of the result do not depend on
+ * it. Without `run` the calling thread does everything. */
+typedef void (*gn_task)(void* arg, int64_t index);
+typedef struct gn_executor {
+  void (*run)(void* context, int64_t count, gn_task task, void* arg);
+  void* context;
+  int threads;
+} gn_executor;
+
+/* The built-in pool, shared by the process. threads = 0: GROUPNORM_NUM_THREADS, else one per core.
+ */
+GROUPNORM_API gn_executor gn_pool(int threads);
+
+/* A checked spec with its schedule, in the caller's memory: begin with {0}, copy it freely, nothing
+ * is to be released. Threads may share it. Until gn_plan_make fills it, calls answer
+ * GN_STATUS_NOT_PLANNED. */
+typedef struct gn_plan {
+  uint64_t opaque[64];
+} gn_plan;
+
+/* Checks `spec` and writes `*plan`, or says why not and leaves it alone. `target` names the
+ * instruction set (one of gn_targets); null: GROUPNORM_TARGET if set, else the best of the machine.
+ */
+GROUPNORM_API gn_status gn_plan_make(const gn_spec* spec, const char* target, gn_plan* plan);
+
+/* Of a null plan, or one that is not made: 0, 0, 0, "". */
+GROUPNORM_API int64_t gn_plan_blocks(const gn_plan* plan);         /* means and rstds */
+GROUPNORM_API int64_t gn_plan_block_elements(const gn_plan* plan); /* m */
+GROUPNORM_API size_t gn_plan_workspace_bytes(const gn_plan* plan); /* for any number of threads */
+GROUPNORM_API const char* gn_plan_target(const gn_plan* plan);
+
+/* Any number of times, from any thread; concurrent calls need a workspace each, of any alignment.
+ * `executor` null: the calling thread. An empty tensor (n, c or s = 0) is ok and writes nothing. */
+GROUPNORM_API gn_status gn_forward(const gn_plan* plan, const gn_forward_args* args,
+                                   void* workspace, size_t workspace_bytes,
+                                   const gn_executor* executor);
+
+/* The instruction sets of this build and machine, best first; `count` (may be null) says how many.
+ */
+GROUPNORM_API const char* const* gn_targets(size_t* count);
+
+/* What a plan made now would run; null where GROUPNORM_TARGET names no available target. */
+GROUPNORM_API const char* gn_active_target(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,204 @@
+#include <groupnorm/groupnorm.h>
+#include <groupnorm/groupnorm.hpp>
+#include <groupnorm/layers.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+#include <span>
+#include <type_traits>
+
+namespace groupnorm {
+namespace {
+
+// ---- The two interfaces name the same numbers
+
+template <class Enum>
+constexpr bool same(std::int32_t c, Enum cpp) {
+  return c == static_cast<std::int32_t>(cpp);
+}
+
+static_assert(same(GN_DTYPE_F32, DType::f32));
+static_assert(same(GN_DTYPE_F64, DType::f64));
+static_assert(same(GN_DTYPE_F16, DType::f16));
+static_assert(same(GN_DTYPE_BF16, DType::bf16));
+
+static_assert(same(GN_LAYOUT_CHANNELS_FIRST, Layout::channels_first));
+static_assert(same(GN_LAYOUT_CHANNELS_LAST, Layout::channels_last));
+
+static_assert(same(GN_ACTIVATION_NONE, Activation::none));
+static_assert(same(GN_ACTIVATION_RELU, Activation::relu));
+static_assert(same(GN_ACTIVATION_SILU, Activation::silu));
+static_assert(same(GN_ACTIVATION_GELU, Activation::gelu));
+static_assert(same(GN_ACTIVATION_GELU_TANH, Activation::gelu_tanh));
+static_assert(same(GN_ACTIVATION_HARD_SWISH, Activation::hard_swish));
+
+static_assert(same(GN_STATUS_OK, Status::ok));
+static_assert(same(GN_STATUS_NEGATIVE_SIZE, Status::negative_size));
+static_assert(same(GN_STATUS_SIZE_OVERFLOW, Status::size_overflow));
+static_assert(same(GN_STATUS_GROUPS_DO_NOT_DIVIDE, Status::groups_do_not_divide));
+static_assert(same(GN_STATUS_BLOCK_EXAMPLES, Status::block_examples));
+static_assert(same(GN_STATUS_BLOCK_CHANNELS, Status::block_channels));
+static_assert(same(GN_STATUS_UNKNOWN_DTYPE, Status::unknown_dtype));
+static_assert(same(GN_STATUS_UNKNOWN_LAYOUT, Status::unknown_layout));
+static_assert(same(GN_STATUS_UNKNOWN_ACTIVATION, Status::unknown_activation));
+static_assert(same(GN_STATUS_PARAM_DTYPE, Status::param_dtype));
+static_assert(same(GN_STATUS_PARAM_STRIDE, Status::param_stride));
+static_assert(same(GN_STATUS_CORRECTION, Status::correction));
+static_assert(same(GN_STATUS_TOO_FEW_ELEMENTS, Status::too_few_elements));
+static_assert(same(GN_STATUS_EPS, Status::eps));
+static_assert(same(GN_STATUS_UNKNOWN_TARGET, Status::unknown_target));
+static_assert(same(GN_STATUS_UNAVAILABLE_TARGET, Status::unavailable_target));
+static_assert(same(GN_STATUS_NULL_POINTER, Status::null_pointer));
+static_assert(same(GN_STATUS_MISSING_STATISTICS, Status::missing_statistics));
+static_assert(same(GN_STATUS_UNEXPECTED_STATISTICS, Status::unexpected_statistics));
+static_assert(same(GN_STATUS_MISALIGNED_POINTER, Status::misaligned_pointer));
+static_assert(same(GN_STATUS_OVERLAP, Status::overlap));
+static_assert(same(GN_STATUS_WORKSPACE_TOO_SMALL, Status::workspace_too_small));
+static_assert(same(GN_STATUS_EXECUTOR, Status::executor));
+static_assert(same(GN_STATUS_NOT_PLANNED, Status::not_planned));
+
+// A number from C as an enumerator. What does not fit becomes 255, which no enumeration has and
+// which the engine refuses; a plain cast would wrap round to a number that it accepts.
+template <class Enum>
+Enum enumerator(std::int32_t value) {
+  static_assert(std::is_same_v<std::underlying_type_t<Enum>, std::uint8_t>);
+  return static_cast<Enum>(value >= 0 && value < 255 ? value : 255);
+}
+
+gn_status to_c(Status status) { return static_cast<gn_status>(status); }
+gn_block to_c(const Block& block) { return {block.examples, block.channels}; }
+Shape from_c(const gn_shape& shape) { return {shape.n, shape.c, shape.s}; }
+Block from_c(const gn_block& block) { return {block.examples, block.channels}; }
+
+// ---- Structs with a struct_size: the rule stands at the top of groupnorm.h
+
+// Far above any version of a struct: what is larger was never initialized.
+constexpr std::size_t kMaxStructSize = 4096;
+constexpr std::size_t kFirstSpecSize = sizeof(gn_spec);
+constexpr std::size_t kFirstForwardArgsSize = sizeof(gn_forward_args);
+
+// Reads what the caller's version of `in` and ours share; the rest of `*out` is 0. False for a size
+// that no version has, or where a field that we do not know is set.
+template <class Struct>
+bool read(const Struct* in, std::size_t first_size, Struct* out) {
+  const std::size_t size = in->struct_size;
+  if (size < first_size || size > kMaxStructSize) return false;
+  const std::size_t shared = std::min(size, sizeof(Struct));
+  *out = {};
+  std::memcpy(out, in, shared);
+  const auto* const bytes = reinterpret_cast<const unsigned char*>(in);
+  return std::all_of(bytes + shared, bytes + size, [](unsigned char byte) { return byte == 0; });
+}
+
+Spec from_c(const gn_spec& spec) {
+  return {.shape = from_c(spec.shape),
+          .block = from_c(spec.block),
+          .layout = enumerator<Layout>(spec.layout),
+          .data = enumerator<DType>(spec.data),
+          .param = enumerator<DType>(spec.param),
+          .activation = enumerator<Activation>(spec.activation),
+          .center = spec.center != 0,
+          .given_statistics = spec.given_statistics != 0,
+          .correction = spec.correction,
+          .eps = spec.eps,
+          .param_stride = spec.param_stride};
+}
+
+Forward from_c(const gn_forward_args& args) {
+  return {.x = args.x,
+          .y = args.y,
+          .gamma = args.gamma,
+          .beta = args.beta,
+          .mean = args.mean,
+          .rstd = args.rstd,
+          .given_mean = args.given_mean,
+          .given_rstd = args.given_rstd};
+}
+
+// ---- A Plan in the caller's memory, as bytes; zeros are a Plan that holds nothing
+
+static_assert(std::is_trivially_copyable_v<Plan> && sizeof(Plan) <= sizeof(gn_plan));
+
+Plan from_c(const gn_plan* plan) {
+  static constexpr gn_plan not_made{};
+  Plan result;
+  std::memcpy(static_cast<void*>(&result), plan == nullptr ? &not_made : plan, sizeof result);
+  return result;
+}
+
+}  // namespace
+}  // namespace groupnorm
+
+using namespace groupnorm;
+
+const char* gn_status_string(gn_status status) {
+  if (status == GN_STATUS_STRUCT_SIZE) {
+    return "struct_size: must be the size of the struct, as the _init function sets it, and every "
+           "field that this version does not know must be 0";
+  }
+  return status_string(enumerator<Status>(status));
+}
+
+const char* gn_version(void) { return GROUPNORM_VERSION; }
+int32_t gn_abi_version(void) { return GROUPNORM_ABI_VERSION; }
+
+gn_block gn_group_norm(gn_shape shape, int64_t groups) {
+  return to_c(group_norm(from_c(shape), groups));
+}
+gn_block gn_layer_norm(gn_shape shape) { return to_c(layer_norm(from_c(shape))); }
+gn_block gn_instance_norm(gn_shape shape) { return to_c(instance_norm(from_c(shape))); }
+gn_block gn_batch_norm(gn_shape shape) { return to_c(batch_norm(from_c(shape))); }
+gn_block gn_ghost_batch_norm(gn_shape shape, int64_t batches) {
+  return to_c(ghost_batch_norm(from_c(shape), batches));
+}
+gn_block gn_batch_group_norm(gn_shape shape, int64_t groups) {
+  return to_c(batch_group_norm(from_c(shape), groups));
+}
+
+int64_t gn_suggest_groups(int64_t channels, const char** reason) {
+  if (channels < 1) return 0;
+  const GroupSuggestion suggestion = suggest_groups(channels);
+  if (reason != nullptr) *reason = suggestion.reason;
+  return suggestion.groups;
+}
+
+gn_executor gn_pool(int threads) {
+  const Executor executor = pool(threads);
+  return {executor.run, executor.context, executor.threads};
+}
+
+gn_status gn_plan_make(const gn_spec* spec, const char* target, gn_plan* plan) {
+  if (spec == nullptr || plan == nullptr) return GN_STATUS_NULL_POINTER;
+  gn_spec known;
+  if (!read(spec, kFirstSpecSize, &known)) return GN_STATUS_STRUCT_SIZE;
+  Plan made;
+  const Status status = Plan::make(from_c(known), &made, target);
+  if (status != Status::ok) return to_c(status);
+  std::memcpy(plan, &made, sizeof made);
+  return GN_STATUS_OK;
+}
+
+int64_t gn_plan_blocks(const gn_plan* plan) { return from_c(plan).blocks(); }
+int64_t gn_plan_block_elements(const gn_plan* plan) { return from_c(plan).block_elements(); }
+size_t gn_plan_workspace_bytes(const gn_plan* plan) { return from_c(plan).workspace_bytes(); }
+const char* gn_plan_target(const gn_plan* plan) { return from_c(plan).target(); }
+
+gn_status gn_forward(const gn_plan* plan, const gn_forward_args* args, void* workspace,
+                     size_t workspace_bytes, const gn_executor* executor) {
+  if (args == nullptr) return GN_STATUS_NULL_POINTER;
+  gn_forward_args known;
+  if (!read(args, kFirstForwardArgsSize, &known)) return GN_STATUS_STRUCT_SIZE;
+  Executor threads;
+  if (executor != nullptr) threads = {executor->run, executor->context, executor->threads};
+  const std::span bytes(static_cast<std::byte*>(workspace), workspace_bytes);
+  return to_c(from_c(plan).forward(from_c(known), bytes, threads));
+}
+
+const char* const* gn_targets(size_t* count) {
+  const std::span<const char* const> names = targets();
+  if (count != nullptr) *count = names.size();
+  return names.data();
+}
+
+const char* gn_active_target(void) { return active_target(); }

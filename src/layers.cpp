@@ -1,0 +1,381 @@
+#include <groupnorm/layers.hpp>
+
+#include "dtype.h"
+#include "validate.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <iterator>
+#include <limits>
+#include <new>
+#include <sstream>
+#include <type_traits>
+#include <utility>
+
+namespace groupnorm {
+namespace {
+
+using detail::name_of;
+using detail::size_of;
+
+constexpr std::size_t kAlignment = 64;
+
+const char* name_of(Layout layout) {
+  return layout == Layout::channels_last ? "channels_last" : "channels_first";
+}
+
+std::string in_words(const std::vector<std::int64_t>& shape) {
+  std::string words = "[";
+  for (const std::int64_t size : shape) {
+    if (words.size() > 1) words += ", ";
+    words += std::to_string(size);
+  }
+  return words + "]";
+}
+
+std::string in_words(const Tensor& x) {
+  return in_words(x.shape()) + " " + name_of(x.dtype()) + " " + name_of(x.layout());
+}
+
+// "name=value, name=value"
+template <class T, class... Rest>
+std::string values(const char* name, const T& value, const Rest&... rest) {
+  std::ostringstream text;
+  if constexpr (std::is_enum_v<T>) {
+    text << name << '=' << static_cast<int>(value);
+  } else {
+    text << name << '=' << value;
+  }
+  if constexpr (sizeof...(rest) > 0) text << ", " << values(rest...);
+  return text.str();
+}
+
+// What of `spec` the rule of `status` is about; empty where it is about the arguments of a call.
+std::string broken_values(Status status, const Spec& spec) {
+  const auto [n, c, s] = spec.shape;
+  switch (status) {
+    case Status::negative_size:
+    case Status::groups_do_not_divide: return values("n", n, "c", c, "s", s);
+    case Status::size_overflow:
+      return values("n", n, "c", c, "s", s, "data", name_of(spec.data), "param_stride",
+                    spec.param_stride);
+    case Status::block_examples: return values("block.examples", spec.block.examples, "n", n);
+    case Status::block_channels: return values("block.channels", spec.block.channels, "c", c);
+    case Status::unknown_dtype: return values("data", spec.data, "param", spec.param);
+    case Status::unknown_layout: return values("layout", spec.layout);
+    case Status::unknown_activation: return values("activation", spec.activation);
+    case Status::param_dtype:
+      return values("data", name_of(spec.data), "param", name_of(spec.param));
+    case Status::param_stride: return values("param_stride", spec.param_stride, "c", c);
+    case Status::correction: return values("correction", spec.correction);
+    case Status::too_few_elements:
+      return values("block.examples", spec.block.examples, "block.channels", spec.block.channels,
+                    "s", s);
+    case Status::eps: return values("eps", spec.eps);
+    default: return "";
+  }
+}
+
+// Zeroed by calloc, whose fresh pages are zero already: a large tensor costs no pass of its own.
+std::shared_ptr<void> allocate(std::int64_t bytes) {
+  const auto size = static_cast<std::uint64_t>(bytes) + kAlignment - 1;
+  if (size > std::numeric_limits<std::size_t>::max()) throw std::bad_alloc();
+  const std::shared_ptr<void> block(std::calloc(1, static_cast<std::size_t>(size)), std::free);
+  if (block == nullptr) throw std::bad_alloc();
+  void* aligned = block.get();
+  auto space = static_cast<std::size_t>(size);
+  return {block, std::align(kAlignment, static_cast<std::size_t>(bytes), aligned, space)};
+}
+
+std::vector<float> rounded(const std::vector<double>& parameters) {
+  std::vector<float> result;
+  std::ranges::transform(parameters, std::back_inserter(result),
+                         [](double value) { return static_cast<float>(value); });
+  return result;
+}
+
+struct Moments {
+  double mean, var;
+};
+
+// The corrected two-pass algorithm (Chan, Golub & LeVeque 1983, eq. 1.7).
+Moments moments(const Tensor& x) {
+  return detail::visit(x.dtype(), [&](auto element) {
+    const auto* const first = static_cast<const decltype(element)*>(x.data());
+    const std::span elements(first, static_cast<std::size_t>(x.size()));
+    const auto m = static_cast<double>(x.size());
+    double sum = 0;
+    for (const auto& value : elements) sum += detail::to_double(value);
+    const double mean = sum / m;
+    double deviations = 0, squares = 0;
+    for (const auto& value : elements) {
+      const double d = detail::to_double(value) - mean;
+      deviations += d;
+      squares += d * d;
+    }
+    const double shift = deviations / m;
+    return Moments{mean + shift, (squares - deviations * shift) / m};
+  });
+}
+
+}  // namespace
+
+std::string describe(Status status, const Spec& spec) {
+  const std::string got = broken_values(status, spec);
+  const std::string rule = status_string(status);
+  return got.empty() ? rule : rule + "; got " + got;
+}
+
+// ---- Tensor
+
+Tensor::Tensor(std::vector<std::int64_t> shape, DType dtype, Layout layout,
+               std::shared_ptr<void> data)
+    : shape_(std::move(shape)), dtype_(dtype), layout_(layout), data_(std::move(data)) {
+  if (shape_.size() < 2) {
+    throw Error("shape: must be [N, C, spatial...], of rank 2 or more; got " + in_words(shape_));
+  }
+  std::int64_t elements = 1;
+  for (const std::int64_t size : shape_) {
+    if (size < 0) throw Error("shape: no size may be negative; got " + in_words(shape_));
+    const std::int64_t factor = std::max<std::int64_t>(size, 1);  // an empty axis hides nothing
+    if (elements > std::numeric_limits<std::int64_t>::max() / factor) {
+      throw Error("shape: the elements must stay below 2^63; got " + in_words(shape_));
+    }
+    elements *= factor;
+  }
+  const Spec spec{.shape = ncs(), .block = {}, .layout = layout, .data = dtype, .param = dtype};
+  const Status status = detail::check_spec(spec);
+  if (status != Status::ok) throw Error(describe(status, spec));
+}
+
+Tensor::Tensor(std::vector<std::int64_t> shape, DType dtype, Layout layout)
+    : Tensor(std::move(shape), dtype, layout, nullptr) {
+  data_ = allocate(size() * size_of(dtype));
+}
+
+Tensor Tensor::view(void* data, std::vector<std::int64_t> shape, DType dtype, Layout layout) {
+  Tensor tensor(std::move(shape), dtype, layout,
+                std::shared_ptr<void>(std::shared_ptr<void>(), data));
+  if (data == nullptr && tensor.size() > 0) {
+    throw Error("data: must not be null for the shape " + in_words(tensor.shape()));
+  }
+  if (reinterpret_cast<std::uintptr_t>(data) % static_cast<std::uintptr_t>(size_of(dtype)) != 0) {
+    throw Error(std::string("data: must be aligned to an element of ") + name_of(dtype) + ", " +
+                std::to_string(size_of(dtype)) + " bytes");
+  }
+  return tensor;
+}
+
+Tensor::Tensor(const Tensor& other) : Tensor(other.shape_, other.dtype_, other.layout_) {
+  const auto bytes = static_cast<std::size_t>(size() * size_of(dtype_));
+  if (bytes > 0) std::memcpy(data(), other.data(), bytes);
+}
+
+Tensor& Tensor::operator=(const Tensor& other) { return *this = Tensor(other); }
+
+Shape Tensor::ncs() const noexcept {
+  std::int64_t s = 1;
+  for (std::size_t axis = 2; axis < shape_.size(); ++axis) s *= shape_[axis];
+  return {shape_[0], shape_[1], s};
+}
+
+std::int64_t Tensor::size() const noexcept {
+  const auto [n, c, s] = ncs();
+  return n * c * s;
+}
+
+void Tensor::check_element(std::size_t bytes) const {
+  const auto stored = static_cast<std::size_t>(size_of(dtype_));
+  if (bytes == stored) return;
+  const auto type = [](std::size_t size) {
+    return size == sizeof(float) ? "float" : size == sizeof(double) ? "double" : "std::uint16_t";
+  };
+  throw Error(std::string("data<") + type(bytes) + ">(): " + name_of(dtype_) + " is stored as " +
+              type(stored));
+}
+
+double Tensor::mean() const { return moments(*this).mean; }
+double Tensor::var() const { return moments(*this).var; }
+
+// ---- Normalization
+
+Normalization::Normalization(std::string name, BlockOf block_of, bool center)
+    : name_(std::move(name)), block_of_(std::move(block_of)), center_(center) {
+  check_block({.n = 1, .c = 0});
+}
+
+Normalization::Normalization(std::string name, BlockOf block_of, std::int64_t num_channels,
+                             double eps, bool center)
+    : name_(std::move(name)), block_of_(std::move(block_of)), center_(center) {
+  if (num_channels < 1) {
+    refuse("num_channels: must be at least 1; got num_channels=" + std::to_string(num_channels));
+  }
+  check_block({.n = 1, .c = num_channels});
+  options.eps = eps;
+  gamma_.assign(static_cast<std::size_t>(num_channels), 1.0);
+  beta_.assign(static_cast<std::size_t>(num_channels), 0.0);
+}
+
+void Normalization::check_block(const Shape& shape) const {
+  const Spec spec{.shape = shape, .block = block_of_(shape)};
+  const Status status = detail::check_spec(spec);
+  if (status != Status::ok) refuse(describe(status, spec));
+}
+
+void Normalization::refuse(const std::string& why) const { throw Error(name_ + ": " + why); }
+
+Tensor Normalization::forward(const Tensor& x) {
+  Tensor y(x.shape(), x.dtype(), x.layout());
+  forward(x, y);
+  return y;
+}
+
+void Normalization::forward(const Tensor& x, Tensor& y) { normalize(x, y); }
+
+void Normalization::check_tensors(const Tensor& x, const Tensor& y) const {
+  if (!gamma_.empty() && x.shape()[1] != static_cast<std::int64_t>(gamma_.size())) {
+    refuse("x: must have num_channels=" + std::to_string(gamma_.size()) + " channels; x is " +
+           in_words(x));
+  }
+  if (y.shape() != x.shape() || y.dtype() != x.dtype() || y.layout() != x.layout()) {
+    refuse("y: must have x's shape, dtype and layout; x is " + in_words(x) + ", y is " +
+           in_words(y));
+  }
+}
+
+void Normalization::normalize(const Tensor& x, Tensor& y, std::optional<Statistics> given) {
+  check_tensors(x, y);
+  const bool f64 = x.dtype() == DType::f64;
+  const Spec spec{.shape = x.ncs(),
+                  .block = block_of_(x.ncs()),
+                  .layout = x.layout(),
+                  .data = x.dtype(),
+                  .param = f64 ? DType::f64 : DType::f32,
+                  .activation = options.activation,
+                  .center = center_,
+                  .given_statistics = given.has_value(),
+                  .correction = options.correction,
+                  .eps = options.eps};
+  const auto check = [&](Status status) {
+    if (status != Status::ok) refuse(describe(status, spec) + "; x is " + in_words(x));
+  };
+  Plan plan;
+  check(Plan::make(spec, &plan));
+  workspace_.resize(std::max(workspace_.size(), plan.workspace_bytes()));
+
+  const std::vector<float> gamma32 = rounded(gamma_), beta32 = rounded(beta_);
+  Forward args{.x = x.data(), .y = y.data()};
+  if (!gamma_.empty()) {
+    args.gamma = f64 ? static_cast<const void*>(gamma_.data()) : gamma32.data();
+    args.beta = f64 ? static_cast<const void*>(beta_.data()) : beta32.data();
+  }
+  Statistics statistics;
+  if (given) {
+    statistics = std::move(*given);
+    args.given_mean = statistics.mean.data();
+    args.given_rstd = statistics.rstd.data();
+  } else {
+    const auto blocks = static_cast<std::size_t>(plan.blocks());
+    statistics = {std::vector<double>(blocks), std::vector<double>(blocks)};
+    args.mean = statistics.mean.data();
+    args.rstd = statistics.rstd.data();
+  }
+  check(plan.forward(args, workspace_, options.executor));
+  statistics_ = std::move(statistics);
+}
+
+// ---- The layers: each is a Block
+
+namespace {
+
+std::string group_name(std::int64_t num_groups) {
+  return "GroupNormalization(num_groups=" + std::to_string(num_groups) + ")";
+}
+
+auto in_groups(std::int64_t num_groups) {
+  return [num_groups](const Shape& shape) { return group_norm(shape, num_groups); };
+}
+
+}  // namespace
+
+GroupNormalization::GroupNormalization(std::int64_t num_groups)
+    : Normalization(group_name(num_groups), in_groups(num_groups)) {}
+
+GroupNormalization::GroupNormalization(std::int64_t num_groups, std::int64_t num_channels,
+                                       double eps)
+    : Normalization(group_name(num_groups), in_groups(num_groups), num_channels, eps) {}
+
+LayerNormalization::LayerNormalization() : Normalization("LayerNormalization", layer_norm) {}
+
+LayerNormalization::LayerNormalization(std::int64_t num_channels, double eps)
+    : Normalization("LayerNormalization", layer_norm, num_channels, eps) {}
+
+InstanceNormalization::InstanceNormalization()
+    : Normalization("InstanceNormalization", instance_norm) {}
+
+InstanceNormalization::InstanceNormalization(std::int64_t num_channels, double eps)
+    : Normalization("InstanceNormalization", instance_norm, num_channels, eps) {}
+
+RmsNormalization::RmsNormalization()
+    : Normalization("RmsNormalization", layer_norm, /*center=*/false) {}
+
+RmsNormalization::RmsNormalization(std::int64_t num_channels, double eps)
+    : Normalization("RmsNormalization", layer_norm, num_channels, eps, /*center=*/false) {}
+
+BatchNormalization::BatchNormalization(std::int64_t num_channels, double eps, double momentum)
+    : Normalization("BatchNormalization", batch_norm, num_channels, eps),
+      momentum_(momentum),
+      running_mean_(gamma().size(), 0.0),
+      running_var_(gamma().size(), 1.0) {
+  if (!(momentum >= 0 && momentum <= 1)) {
+    refuse("momentum: must be from 0 to 1; got " + values("momentum", momentum));
+  }
+}
+
+void BatchNormalization::forward(const Tensor& x, Tensor& y) {
+  if (!training_) return normalize(x, y, running_statistics());
+  const auto [n, c, s] = x.ncs();
+  if (c > 0 && n * s == 1) {
+    refuse("x: in training each channel must have two elements or more; x is " + in_words(x));
+  }
+  normalize(x, y);
+  if (x.size() > 0) update(static_cast<double>(n * s));
+}
+
+Normalization::Statistics BatchNormalization::running_statistics() const {
+  Statistics statistics{running_mean_, running_var_};
+  for (double& value : statistics.rstd) {
+    const double spread = value + options.eps;
+    value = spread == 0 ? 0 : 1 / std::sqrt(spread);  // as the engine does for a constant block
+  }
+  return statistics;
+}
+
+void BatchNormalization::update(double m) {
+  const double unbiased = (m - options.correction) / (m - 1);
+  for (std::size_t c = 0; c < running_mean_.size(); ++c) {
+    // rstd is 0 where var + eps is 0. Rounding may leave 1 / rstd^2 a hair below eps.
+    const double rstd = this->rstd()[c];
+    const double var = rstd == 0 ? 0 : 1 / (rstd * rstd) - options.eps;
+    running_mean_[c] += momentum_ * (mean()[c] - running_mean_[c]);
+    running_var_[c] += momentum_ * ((var < 0 ? 0 : var) * unbiased - running_var_[c]);
+  }
+}
+
+GroupSuggestion suggest_groups(std::int64_t channels) {
+  if (channels < 1) {
+    throw Error("channels: must be at least 1; got " + values("channels", channels));
+  }
+  if (channels % 32 == 0) return {32, channels / 32, "32 groups, the default of arXiv:1803.08494"};
+  // 1 divides everything, so the search ends at a distance of 15.
+  std::int64_t near = 16;
+  for (std::int64_t distance = 1; channels % near != 0; ++distance) {
+    near = channels % (16 + distance) == 0 ? 16 + distance : 16 - distance;
+  }
+  return {channels / near, near,
+          "32 does not divide the channels: the divisor nearest to 16 channels a group"};
+}
+
+}  // namespace groupnorm
