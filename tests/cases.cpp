@@ -1,0 +1,491 @@
+#include "cases.h"
+
+#include <algorithm>
+#include <bit>
+#include <cassert>
+#include <charconv>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+
+#include "dtype.h"
+
+namespace groupnorm::testing {
+namespace {
+
+using detail::BF16;
+using detail::F16;
+
+// ---- The list -----------------------------------------------------------------------------------
+
+// To add a norm, add a row: the list, `groupnorm check`, `run` and `bench` all read this table.
+constexpr Norm kNorms[] = {
+    {.name = "group", .block = group_norm, .grouped = true},
+    {.name = "layer", .block = [](Shape shape, std::int64_t) { return layer_norm(shape); }},
+    {.name = "instance", .block = [](Shape shape, std::int64_t) { return instance_norm(shape); }},
+    {.name = "batch", .block = [](Shape shape, std::int64_t) { return batch_norm(shape); }},
+    {.name = "ghost_batch", .block = ghost_batch_norm, .grouped = true},
+    {.name = "batch_group", .block = batch_group_norm, .grouped = true},
+    {.name = "rms",
+     .block = [](Shape shape, std::int64_t) { return layer_norm(shape); },
+     .center = false},
+    {.name = "group_rms", .block = group_norm, .grouped = true, .center = false},
+    {.name = "batch_given",
+     .block = [](Shape shape, std::int64_t) { return batch_norm(shape); },
+     .given_statistics = true},
+    {.name = "group_given", .block = group_norm, .grouped = true, .given_statistics = true},
+};
+
+struct Size {
+  const char* shape;
+  std::int64_t groups;  // of channels; for ghost_batch, of examples
+};
+
+// Small, so that everything can be crossed with them: one position, one element, vectors and their
+// tails, c = 3, one group, c groups, volumes.
+constexpr Size kSmallSizes[] = {
+    {"1x1x1", 1},    {"6x6", 3},          {"2x3x5", 1},     {"3x3x7x7", 3},
+    {"8x32x7x7", 8}, {"4x12x1x17", 4},    {"2x8x3x4x5", 2}, {"2x40x129", 5},
+    {"1x64x2", 1},   {"2x2x2x3x3x11", 2}, {"2x512", 32},
+};
+// Long enough for many chunks of moments, and odd.
+constexpr Size kLongSize{"2x16x41x43", 2};
+constexpr Size kActivationSize{"4x16x9x9", 4};
+// Layers of models in use: the paper's, ResNet-50's, Stable Diffusion's, and a small volume.
+constexpr Size kModelSizes[] = {
+    {"16x32x64x64", 8}, {"2x320x64x64", 32}, {"2x64x56x56", 32},   {"2x2048x7x7", 32},
+    {"1x32x8x8", 8},    {"8x512", 32},       {"1x16x40x40x40", 8},
+};
+
+struct Types {
+  DType data, param;
+};
+constexpr Types kTypes[] = {{DType::f32, DType::f32},   {DType::f64, DType::f64},
+                            {DType::f16, DType::f16},   {DType::f16, DType::f32},
+                            {DType::bf16, DType::bf16}, {DType::bf16, DType::f32}};
+
+// What parameters a case has. `padding`: elements between one example's gamma and the next.
+struct Params {
+  bool gamma = true, beta = true;
+  bool adaptive = false;
+  std::int64_t padding = 0;
+};
+constexpr Params kShared{};
+constexpr Params kOtherParams[] = {{.gamma = false},
+                                   {.beta = false},
+                                   {.gamma = false, .beta = false},
+                                   {.adaptive = true},
+                                   {.adaptive = true, .padding = 5}};
+
+// A row of the list before it is a Case: one value of every axis.
+struct Row {
+  Norm norm = kNorms[0];
+  Size size;
+  Layout layout;
+  Types types = kTypes[0];
+  Activation activation = Activation::none;
+  int correction = 0;
+  Params params = kShared;
+  double mean = 0;
+};
+
+std::string name_of(const Row& row) {
+  std::string name = row.norm.name;
+  const auto add = [&name](auto... parts) { (name.append("/"), ..., name.append(parts)); };
+  add(testing::name_of(kDTypes, row.types.data));
+  // The part of "channels_first" that tells it from the other.
+  add(std::strchr(testing::name_of(kLayouts, row.layout), '_') + 1);
+  add(row.size.shape);
+  if (row.norm.grouped) add("g", std::to_string(row.size.groups));
+  if (row.types.param != row.types.data) add("params_", testing::name_of(kDTypes, row.types.param));
+  if (row.activation != Activation::none) add(testing::name_of(kActivations, row.activation));
+  if (row.correction != 0) add("unbiased");
+  if (!row.params.gamma) add("no_gamma");
+  if (!row.params.beta) add("no_beta");
+  if (row.params.adaptive) add("adaptive");
+  if (row.params.padding != 0) add("padded", std::to_string(row.params.padding));
+  if (row.mean != 0) add("mean", std::to_string(static_cast<std::int64_t>(row.mean)));
+  return name;
+}
+
+// Adds the row, unless its norm has no meaning there: groups that do not divide, one element by m
+// - 1.
+void add(const Row& row, std::vector<Case>* list) {
+  const std::optional<Shape> shape = parse_shape(row.size.shape);
+  assert(shape.has_value());
+  const Block block = row.norm.block(*shape, row.size.groups);
+  if (block.examples == kDoesNotDivide || block.channels == kDoesNotDivide) return;
+  if (row.correction == 1 && block.examples * block.channels * shape->s < 2) return;
+  const Spec spec{.shape = *shape,
+                  .block = block,
+                  .layout = row.layout,
+                  .data = row.types.data,
+                  .param = row.types.param,
+                  .activation = row.activation,
+                  .center = row.norm.center,
+                  .given_statistics = row.norm.given_statistics,
+                  .correction = row.correction,
+                  .param_stride = row.params.adaptive ? shape->c + row.params.padding : 0};
+  list->push_back({.name = name_of(row),
+                   .spec = spec,
+                   .mean = row.mean,
+                   .gamma = row.params.gamma,
+                   .beta = row.params.beta});
+}
+
+// The largest |mean| / deviation of a dtype: beyond it, its numbers near the mean are too far apart
+// to say anything (and f16 ends at 65504).
+double largest_mean(DType dtype) { return dtype == DType::f32 || dtype == DType::f64 ? 1e5 : 1e2; }
+
+void add_norms(Layout layout, std::vector<Case>* list) {
+  for (const Norm& norm : kNorms) {
+    for (const Types& types : kTypes) {
+      for (const Size& size : kSmallSizes) {
+        add({.norm = norm, .size = size, .layout = layout, .types = types}, list);
+      }
+      for (const double mean : {1.0, 1e2, 1e3, 1e4, 1e5}) {
+        if (types.param != types.data || mean > largest_mean(types.data)) continue;
+        add({.norm = norm, .size = kLongSize, .layout = layout, .types = types, .mean = mean},
+            list);
+      }
+    }
+    for (const Size& size : {kActivationSize, kLongSize}) {
+      add({.norm = norm, .size = size, .layout = layout, .correction = 1}, list);
+    }
+    for (const Params& params : kOtherParams) {
+      add({.norm = norm, .size = kActivationSize, .layout = layout, .params = params}, list);
+    }
+  }
+}
+
+void add_activations(Layout layout, std::vector<Case>* list) {
+  for (const Types& types : kTypes) {
+    for (const auto& activation : kActivations) {
+      if (activation.value == Activation::none) continue;
+      for (const Params& params : {kShared, kOtherParams[2], kOtherParams[3]}) {
+        add({.size = kActivationSize,
+             .layout = layout,
+             .types = types,
+             .activation = activation.value,
+             .params = params},
+            list);
+      }
+    }
+    for (const Params& params : kOtherParams) {
+      if (types.data == DType::f32) continue;  // add_norms has them
+      add({.size = kActivationSize, .layout = layout, .types = types, .params = params}, list);
+    }
+  }
+}
+
+void add_models(Layout layout, std::vector<Case>* list) {
+  for (const Size& size : kModelSizes) {
+    for (const Types& types : {kTypes[0], kTypes[5]}) {
+      add({.size = size, .layout = layout, .types = types}, list);
+    }
+    add({.size = size, .layout = layout, .activation = Activation::silu, .mean = 10}, list);
+  }
+}
+
+// ---- Data ---------------------------------------------------------------------------------------
+
+// SplitMix64's finalizer (Steele, Lea & Flood, "Fast splittable pseudorandom number generators",
+// 2014).
+constexpr std::uint64_t mix(std::uint64_t z) {
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9U;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBU;
+  return z ^ (z >> 31);
+}
+
+// Random numbers by position: integers until the end, so that every machine has the same bits.
+class Random {
+ public:
+  Random(std::uint64_t seed, std::uint64_t stream) : start_(mix(seed) + mix(~stream)) {}
+
+  // Nearly N(0, 1): the sum of 12 uniform numbers less 6, a multiple of 2^-32 within +-6.
+  double normal(std::int64_t index) const {
+    constexpr std::uint64_t kLow = 0xFFFFFFFFU;
+    std::uint64_t sum = 0;
+    for (std::uint64_t i = 0; i < 6; ++i) {
+      const auto position = static_cast<std::uint64_t>(index) * 6 + i;
+      const std::uint64_t bits = mix(start_ + position * 0x9E3779B97F4A7C15U);
+      sum += (bits & kLow) + (bits >> 32);
+    }
+    return static_cast<double>(sum) * 0x1p-32 - 6;
+  }
+
+ private:
+  std::uint64_t start_;
+};
+
+std::size_t bytes_of(DType dtype, std::int64_t count) {
+  return static_cast<std::size_t>(count * detail::size_of(dtype));
+}
+
+// A deviation of few bits makes the product exact, so that a fused multiply-add changes nothing.
+Buffer normal_buffer(DType dtype, std::int64_t count, const Random& random, double mean,
+                     double deviation) {
+  Buffer buffer(bytes_of(dtype, count));
+  detail::visit(dtype, [&](auto element) {
+    using T = decltype(element);
+    T* const out = reinterpret_cast<T*>(buffer.data());
+    for (std::int64_t i = 0; i < count; ++i) {
+      detail::from_double(mean + deviation * random.normal(i), out + i);
+    }
+  });
+  return buffer;
+}
+
+std::int64_t blocks_of(const Spec& spec) {
+  const auto [n, c, s] = spec.shape;
+  if (n == 0 || c == 0 || s == 0) return 0;
+  return n / spec.block.examples * (c / spec.block.channels);
+}
+
+// Points data->forward at what data holds.
+void connect(const Spec& spec, Data* data) {
+  Forward& forward = data->forward;
+  forward.x = data->x.data();
+  forward.y = data->y.data();
+  forward.gamma = data->gamma.data();
+  forward.beta = data->beta.data();
+  if (spec.given_statistics) {
+    forward.given_mean = data->mean.data();
+    forward.given_rstd = data->rstd.data();
+  } else {
+    forward.mean = data->mean.data();
+    forward.rstd = data->rstd.data();
+  }
+}
+
+// `rows` runs of `run` elements, `stride` elements from one start to the next.
+struct Runs {
+  std::int64_t start, rows, run, stride;
+};
+
+Buffer gather(DType dtype, const void* from, const Runs& runs) {
+  if (from == nullptr) return {};
+  Buffer buffer(bytes_of(dtype, runs.rows * runs.run));
+  const std::size_t bytes = bytes_of(dtype, runs.run);
+  const std::byte* source = static_cast<const std::byte*>(from) + bytes_of(dtype, runs.start);
+  for (std::int64_t row = 0; row < runs.rows; ++row) {
+    std::memcpy(buffer.data() + static_cast<std::size_t>(row) * bytes,
+                source + bytes_of(dtype, row * runs.stride), bytes);
+  }
+  return buffer;
+}
+
+// ---- Comparison ---------------------------------------------------------------------------------
+
+constexpr double kEps32 = 0x1p-23;
+constexpr double kEps64 = 0x1p-52;
+
+// How much an activation enlarges an error in its argument: the maximum of |act'|.
+double largest_slope(Activation activation) {
+  switch (activation) {
+    case Activation::silu: return 1.09984;     // at z = 2.3994
+    case Activation::gelu: return 1.12891;     // at z = sqrt(2)
+    case Activation::gelu_tanh: return 1.129;  // at z = 1.4185
+    case Activation::hard_swish: return 1.5;   // at z = 3
+    case Activation::none:
+    case Activation::relu: break;
+  }
+  return 1;
+}
+
+// f32: the engine's promise of 3: half an eps each for x - mean_hi, rounding a to f32 and the two
+// fused multiply-adds, which are of the size of `scale`, and as much again to spare for the
+// statistics' short f32 chains.
+double f32_bound(const Spec& spec) { return 3 * largest_slope(spec.activation); }
+
+// f64: the same 3, and one more because the mean is held as one double, by the engine and by the
+// reference: half an eps of |mean| * rstd each, which is why the unit grows with it.
+double f64_bound(const Spec& spec) { return 4 * largest_slope(spec.activation); }
+
+// The place of a 16-bit number among all of its format, in order; both zeros are 0.
+template <class T>
+int ordinal(T value) {
+  const int magnitude = value.bits & 0x7FFF;
+  return (value.bits & 0x8000) != 0 ? -magnitude : magnitude;
+}
+
+template <class T>
+double value_at(int ordinal) {
+  const auto sign = static_cast<std::uint16_t>(ordinal < 0 ? 0x8000 : 0);
+  const auto magnitude = static_cast<std::uint16_t>(std::abs(ordinal));
+  return detail::to_double(T{static_cast<std::uint16_t>(sign | magnitude)});
+}
+
+// What one element is held against.
+struct Exact {
+  double y, scale;
+  double mean_over_deviation;  // |mean| * rstd of its block
+};
+
+double error_of(float actual, const Exact& exact, double) {
+  return std::fabs(static_cast<double>(actual) - exact.y) / (kEps32 * exact.scale);
+}
+
+double error_of(double actual, const Exact& exact, double) {
+  return std::fabs(actual - exact.y) / (kEps64 * (exact.scale + exact.mean_over_deviation));
+}
+
+template <class T>
+double error_of(T actual, const Exact& exact, double f32_units) {
+  T rounded;
+  detail::from_double(exact.y, &rounded);
+  const int nearest = ordinal(rounded);
+  const int steps = std::abs(ordinal(actual) - nearest);
+  if (steps <= 1) return steps;
+  const double step = value_at<T>(std::abs(nearest) + 1) - value_at<T>(std::abs(nearest));
+  const double allowed = f32_units * kEps32 * exact.scale + step / 2;
+  return std::fabs(detail::to_double(actual) - exact.y) <= allowed ? 1 : steps;
+}
+
+template <class T>
+double error_or_infinite(T actual, const Exact& exact, double f32_units) {
+  T rounded;
+  detail::from_double(exact.y, &rounded);
+  const double expected = detail::to_double(rounded), got = detail::to_double(actual);
+  if (std::isfinite(expected) && std::isfinite(got)) return error_of(actual, exact, f32_units);
+  const bool same = std::isnan(expected) ? std::isnan(got) : expected == got;
+  return same ? 0 : std::numeric_limits<double>::infinity();
+}
+
+std::int64_t block_of(const Spec& spec, std::int64_t index) {
+  const auto [n, c, s] = spec.shape;
+  const std::int64_t example = index / (c * s);
+  const std::int64_t channel = spec.layout == Layout::channels_first ? index / s % c : index % c;
+  return example / spec.block.examples * (c / spec.block.channels) + channel / spec.block.channels;
+}
+
+}  // namespace
+
+std::span<const Norm> norms() { return kNorms; }
+
+std::optional<Shape> parse_shape(std::string_view text) {
+  Shape shape{.n = 0, .c = 0, .s = 1};
+  const char* at = text.data();
+  const char* const end = at + text.size();
+  int rank = 0;
+  for (;; ++at, ++rank) {
+    std::int64_t size = 0;
+    const auto [next, error] = std::from_chars(at, end, size);
+    if (error != std::errc{} || size < 0) return std::nullopt;
+    if (rank == 0) {
+      shape.n = size;
+    } else if (rank == 1) {
+      shape.c = size;
+    } else if (size != 0 && shape.s > std::numeric_limits<std::int64_t>::max() / size) {
+      return std::nullopt;
+    } else {
+      shape.s *= size;
+    }
+    at = next;
+    if (at == end) break;
+    if (*at != 'x') return std::nullopt;
+  }
+  return rank >= 1 ? std::optional(shape) : std::nullopt;
+}
+
+std::vector<Case> cases() {
+  std::vector<Case> list;
+  for (const auto& layout : kLayouts) {
+    add_norms(layout.value, &list);
+    add_activations(layout.value, &list);
+    add_models(layout.value, &list);
+  }
+  return list;
+}
+
+Data make_data(const Case& c, std::uint64_t seed) {
+  const Spec& spec = c.spec;
+  const auto [n, channels, s] = spec.shape;
+  enum Stream : std::uint64_t { kX, kGamma, kBeta, kMean, kRstd };
+  Data data;
+  data.x = normal_buffer(spec.data, n * channels * s, Random(seed, kX), c.mean, c.deviation);
+  data.y = Buffer(data.x.size());
+  const std::int64_t params = spec.param_stride == 0 ? channels : n * spec.param_stride;
+  if (c.gamma) data.gamma = normal_buffer(spec.param, params, Random(seed, kGamma), 1, 0.5);
+  if (c.beta) data.beta = normal_buffer(spec.param, params, Random(seed, kBeta), 0, 0.5);
+  const std::int64_t blocks = blocks_of(spec);
+  data.mean.resize(static_cast<std::size_t>(blocks));
+  data.rstd.resize(data.mean.size());
+  if (spec.given_statistics) {
+    for (std::int64_t b = 0; b < blocks; ++b) {
+      const auto i = static_cast<std::size_t>(b);
+      const double shift = Random(seed, kMean).normal(b) / 8;
+      const double spread = 1 + Random(seed, kRstd).normal(b) / 16;
+      data.mean[i] = c.mean + c.deviation * shift;
+      data.rstd[i] = 1 / (c.deviation * spread);
+    }
+  }
+  connect(spec, &data);
+  return data;
+}
+
+Extract extract_block(const Spec& spec, const Forward& forward, std::int64_t block) {
+  const auto [n, c, s] = spec.shape;
+  const auto [examples, channels] = spec.block;
+  const std::int64_t first_example = block / (c / channels) * examples;
+  const std::int64_t first_channel = block % (c / channels) * channels;
+  const bool channels_first = spec.layout == Layout::channels_first;
+  const Runs elements =
+      channels_first ? Runs{(first_example * c + first_channel) * s, examples, channels * s, c * s}
+                     : Runs{first_example * s * c + first_channel, examples * s, channels, c};
+  const Runs params{first_example * spec.param_stride + first_channel,
+                    spec.param_stride == 0 ? 1 : examples, channels, spec.param_stride};
+  Extract extract{.spec = spec,
+                  .data = {},
+                  .start = elements.start,
+                  .run = elements.run,
+                  .stride = elements.stride};
+  extract.spec.shape = {examples, channels, s};
+  extract.spec.param_stride = spec.param_stride == 0 ? 0 : channels;
+  Data& data = extract.data;
+  data.x = gather(spec.data, forward.x, elements);
+  data.y = gather(spec.data, forward.y, elements);
+  data.gamma = gather(spec.param, forward.gamma, params);
+  data.beta = gather(spec.param, forward.beta, params);
+  if (forward.given_mean != nullptr) data.mean = {forward.given_mean[block]};
+  if (forward.given_rstd != nullptr) data.rstd = {forward.given_rstd[block]};
+  connect(extract.spec, &data);
+  return extract;
+}
+
+double error_bound(const Spec& spec) {
+  switch (spec.data) {
+    case DType::f64: return f64_bound(spec);
+    case DType::f16:
+    case DType::bf16: return 1;
+    case DType::f32: break;
+  }
+  return f32_bound(spec);
+}
+
+Comparison compare(const Spec& spec, const detail::ReferenceResult& reference, const void* y) {
+  Comparison worst{.error = -1, .bound = error_bound(spec)};
+  const double f32_units = f32_bound(spec);
+  detail::visit(spec.data, [&](auto element) {
+    using T = decltype(element);
+    const T* const actual = static_cast<const T*>(y);
+    for (std::size_t i = 0; i < reference.y.size(); ++i) {
+      Exact exact{reference.y[i], reference.scale[i], 0};
+      if constexpr (std::is_same_v<T, double>) {
+        const auto block = static_cast<std::size_t>(block_of(spec, static_cast<std::int64_t>(i)));
+        exact.mean_over_deviation = std::fabs(reference.mean[block]) * reference.rstd[block];
+      }
+      const double error = error_or_infinite(actual[i], exact, f32_units);
+      if (error <= worst.error) continue;
+      worst.error = error;
+      worst.index = static_cast<std::int64_t>(i);
+      worst.expected = exact.y;
+      worst.actual = detail::to_double(actual[i]);
+    }
+  });
+  worst.error = std::max(worst.error, 0.0);
+  return worst;
+}
+
+}  // namespace groupnorm::testing

@@ -1,0 +1,138 @@
+// The shared list of cases: what tests, `groupnorm check` and benchmarks run, the data they run it
+// on, and how far from the reference a result may be.
+#ifndef GROUPNORM_TESTS_CASES_H
+#define GROUPNORM_TESTS_CASES_H
+
+#include <groupnorm/groupnorm.hpp>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "reference.h"
+
+namespace groupnorm::testing {
+
+// The enumerators by the names that case names, the command line and its JSON give them.
+template <class Enum>
+struct Named {
+  const char* name;
+  Enum value;
+};
+template <class Enum>
+Named(const char*, Enum) -> Named<Enum>;  // clang before 17 does not find it by itself
+inline constexpr std::array kDTypes{Named{"f32", DType::f32}, Named{"f64", DType::f64},
+                                    Named{"f16", DType::f16}, Named{"bf16", DType::bf16}};
+inline constexpr std::array kLayouts{Named{"channels_first", Layout::channels_first},
+                                     Named{"channels_last", Layout::channels_last}};
+inline constexpr std::array kActivations{
+    Named{"none", Activation::none},           Named{"relu", Activation::relu},
+    Named{"silu", Activation::silu},           Named{"gelu", Activation::gelu},
+    Named{"gelu_tanh", Activation::gelu_tanh}, Named{"hard_swish", Activation::hard_swish}};
+
+template <class Enum, std::size_t count>
+constexpr const char* name_of(const std::array<Named<Enum>, count>& names, Enum value) {
+  for (const Named<Enum>& named : names) {
+    if (named.value == value) return named.name;
+  }
+  return "unknown";
+}
+
+// A norm of the family, by name. Those that are not `grouped` ignore `groups`.
+struct Norm {
+  const char* name;
+  Block (*block)(Shape shape, std::int64_t groups);
+  bool grouped = false;  // `groups` is the number of groups of channels, or of virtual batches
+  bool center = true;
+  bool given_statistics = false;
+};
+std::span<const Norm> norms();
+
+// "2x320x64x64" (N x C, then any number of spatial sizes) as [n, c, s]. Nothing where a size is not
+// a whole number >= 0 or s passes 2^63 - 1.
+std::optional<Shape> parse_shape(std::string_view text);
+
+// What to compute, on what: x ~ N(mean, deviation), gamma ~ N(1, 1/2), beta ~ N(0, 1/2).
+struct Case {
+  std::string name;  // "group/f32/first/16x32x64x64/g8", then all that is not the default
+  Spec spec;
+  double mean = 0;
+  double deviation = 1;
+  bool gamma = true;
+  bool beta = true;
+};
+
+// The built-in list.
+std::vector<Case> cases();
+
+// Aligned storage without a type; not initialized. Throws std::bad_alloc.
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(std::size_t bytes)
+      : data_(static_cast<std::byte*>(::operator new(bytes, kAlignment))), size_(bytes) {}
+  std::byte* data() { return data_.get(); }
+  const std::byte* data() const { return data_.get(); }
+  std::size_t size() const { return size_; }  // bytes
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  struct Free {
+    void operator()(std::byte* data) const { ::operator delete(data, kAlignment); }
+  };
+  std::unique_ptr<std::byte, Free> data_;
+  std::size_t size_ = 0;
+};
+
+// The tensors of a case, and a Forward that points at them. y is not initialized; mean and rstd are
+// the outputs, or the given statistics where the Spec asks for those.
+struct Data {
+  Buffer x, y, gamma, beta;
+  std::vector<double> mean, rstd;
+  Forward forward;
+};
+
+// The same bits on every machine: counter-based integer random numbers. The Spec is one that
+// Plan::make accepts.
+Data make_data(const Case& c, std::uint64_t seed);
+
+// One block of a call as a tensor of its own, so that a tensor too large for the reference's
+// doubles can be checked block by block. Takes y along; forward.mean and rstd are null.
+struct Extract {
+  Spec spec;
+  Data data;
+  std::int64_t start, run,
+      stride;  // the whole tensor's elements are `run` together, `stride` apart
+  std::int64_t index_in_whole(std::int64_t i) const { return start + i / run * stride + i % run; }
+};
+Extract extract_block(const Spec& spec, const Forward& forward, std::int64_t block);
+
+// The worst element of a result. Its error is in units of
+//   f32   eps32 * scale, eps32 = 2^-23, scale = 1 + |gamma * xhat| + |beta|
+//   f64   eps64 * (scale + |mean| * rstd), eps64 = 2^-52
+//   f16, bf16   representable numbers from the correctly rounded exact result; an element further
+//         than one away, but within f32's bound and half a step of the exact result, counts as 1
+struct Comparison {
+  double error = 0;  // infinite where one of the two is NaN or infinite and the other is not
+  double bound = 0;
+  std::int64_t index = 0;  // of the worst element
+  double expected = 0;     // there, not rounded
+  double actual = 0;
+  bool within_bound() const { return error <= bound; }
+};
+
+double error_bound(const Spec& spec);
+
+// `y` as the engine wrote it, `reference` of the same x.
+Comparison compare(const Spec& spec, const detail::ReferenceResult& reference, const void* y);
+
+}  // namespace groupnorm::testing
+
+#endif

@@ -1,0 +1,139 @@
+// groupnorm check: the engine against the reference.
+
+#include <groupnorm/groupnorm.hpp>
+
+#include <algorithm>
+#include <cstdio>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "cases.h"
+#include "command.h"
+#include "dtype.h"
+#include "machine.h"
+#include "options.h"
+#include "verify.h"
+
+namespace groupnorm::tools {
+namespace {
+
+struct Options {
+  std::vector<std::string> patterns;
+  bool list = false;
+  std::uint64_t seed = 1;
+  double mean = 0, deviation = 1;
+  CLI::Option* shape = nullptr;
+  TensorOptions tensor;
+  NormOptions norm;
+  EngineOptions engine;
+};
+
+// Whether the parts of `pattern` between its stars occur in `name`, in this order.
+bool matches(std::string_view name, std::string_view pattern) {
+  std::size_t from = 0;
+  for (;;) {
+    const std::size_t star = std::min(pattern.find('*'), pattern.size());
+    const std::size_t found = name.find(pattern.substr(0, star), from);
+    if (found == name.npos) return false;
+    if (star == pattern.size()) return true;
+    from = found + star;
+    pattern.remove_prefix(star + 1);
+  }
+}
+
+testing::Case asked_case(const Options& options) {
+  return {.name = std::string(options.norm.norm().name) + "/" + options.tensor.text(),
+          .spec = options.norm.spec(options.tensor.shape(), options.tensor.dtype(),
+                                    options.tensor.param_dtype()),
+          .mean = options.mean,
+          .deviation = options.deviation};
+}
+
+std::vector<testing::Case> chosen_cases(const Options& options) {
+  if (options.shape->count() > 0) return {asked_case(options)};
+  std::vector<testing::Case> list = testing::cases();
+  if (options.patterns.empty()) return list;
+  for (const std::string& pattern : options.patterns) {
+    const auto fits = [&](const testing::Case& c) { return matches(c.name, pattern); };
+    if (std::none_of(list.begin(), list.end(), fits)) {
+      throw BadInput("no case matches '" + pattern + "'; `groupnorm check --list` names them all");
+    }
+  }
+  std::erase_if(list, [&](const testing::Case& c) {
+    return std::none_of(options.patterns.begin(), options.patterns.end(),
+                        [&](const std::string& pattern) { return matches(c.name, pattern); });
+  });
+  return list;
+}
+
+testing::Comparison check_case(const testing::Case& c, const Options& options,
+                               const Executor& executor) {
+  const Plan plan = options.engine.plan(c.spec);
+  require_memory(memory_needed(c.spec), c.name);
+  const testing::Data data = testing::make_data(c, options.seed);
+  forward(plan, data.forward, executor);
+  return verify(c.spec, data.forward);
+}
+
+void print(const testing::Case& c, const testing::Comparison& result) {
+  std::printf("%s %7.3f of %-7.4g %s\n", result.within_bound() ? "ok    " : "FAILED", result.error,
+              result.bound, c.name.c_str());
+  std::fflush(stdout);  // so that after a crash it is plain which case is next
+  if (result.within_bound()) return;
+  std::printf("       y[%lld] is %.17g, exactly %.17g\n", static_cast<long long>(result.index),
+              result.actual, result.expected);
+}
+
+int run(const Options& options) {
+  const std::vector<testing::Case> list = chosen_cases(options);
+  if (options.list) {
+    for (const testing::Case& c : list) std::printf("%s\n", c.name.c_str());
+    return kOk;
+  }
+  const Executor executor = options.engine.executor();
+  const std::string target = options.engine.plan(list.front().spec).target();
+  std::size_t failed = 0;
+  std::map<DType, double> worst;
+  for (const testing::Case& c : list) {
+    const testing::Comparison result = check_case(c, options, executor);
+    print(c, result);
+    if (!result.within_bound()) ++failed;
+    worst[c.spec.data] = std::max(worst[c.spec.data], result.error);
+  }
+  std::printf("%zu of %zu cases within bound (%s, %d threads, seed %llu); worst errors:",
+              list.size() - failed, list.size(), target.c_str(), executor.threads,
+              static_cast<unsigned long long>(options.seed));
+  for (const auto& [dtype, error] : worst) std::printf(" %s %.3f", detail::name_of(dtype), error);
+  std::printf("\n");
+  return failed == 0 ? kOk : kWrongResult;
+}
+
+}  // namespace
+
+Command add_check(CLI::App& app) {
+  CLI::App* const check = app.add_subcommand(
+      "check",
+      "Compare the engine with the double-precision reference, on the built-in cases or a given "
+      "shape. A line for each: its worst error of the bound. f32: units of 2^-23 (1 + |gamma xhat| "
+      "+ "
+      "|beta|); f64: of 2^-52 times the same + |mean| rstd; f16, bf16: steps from the exact result "
+      "rounded");
+  const auto options = std::make_shared<Options>();
+  CLI::Option* const patterns = check->add_option(
+      "cases", options->patterns, "Parts of case names, * stands for anything; without: all cases");
+  check->add_flag("--list", options->list, "Print the names of the cases and stop");
+  check->add_option("--seed", options->seed, "Of the random data")->capture_default_str();
+  CLI::App* const given = check->add_option_group("A shape instead of the built-in cases");
+  options->shape = options->tensor.add_to(*given)->excludes(patterns);
+  options->norm.add_to(*given, /*given_statistics=*/true);
+  given->add_option("--mean", options->mean, "Of the data")->capture_default_str();
+  given->add_option("--deviation", options->deviation, "Of the data")->capture_default_str();
+  given->needs(options->shape);
+  options->engine.add_to(*check);
+  return {check, [options] { return run(*options); }};
+}
+
+}  // namespace groupnorm::tools

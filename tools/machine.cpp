@@ -1,0 +1,77 @@
+#include "machine.h"
+
+#include <unistd.h>
+
+#include <cstdio>
+#include <fstream>
+
+#include "command.h"
+
+namespace groupnorm::tools {
+namespace {
+
+// Linux's description of cache `index` of core 0, into its place in `caches`.
+bool read_sysfs(int index, Caches* caches) {
+  const std::string folder =
+      "/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/";
+  int level = 0;
+  std::string type;
+  std::size_t size = 0;
+  char unit = 0;
+  std::ifstream(folder + "level") >> level;
+  std::ifstream(folder + "type") >> type;
+  std::ifstream(folder + "size") >> size >> unit;
+  if (level == 0) return false;
+  if (type == "Instruction") return true;
+  const std::size_t bytes = size * (unit == 'M' ? std::size_t{1} << 20 : std::size_t{1} << 10);
+  if (level == 1) caches->l1d = bytes;
+  if (level == 2) caches->l2 = bytes;
+  if (level == 3) caches->l3 = bytes;
+  return true;
+}
+
+}  // namespace
+
+Caches caches() {
+  Caches found;
+  for (int index = 0; read_sysfs(index, &found); ++index) continue;
+#ifdef _SC_LEVEL3_CACHE_SIZE
+  // Second choice: on a virtual machine it may be all the caches of the host.
+  const auto ask = [](int name, std::size_t* size) {
+    const long answer = sysconf(name);
+    if (*size == 0 && answer > 0) *size = static_cast<std::size_t>(answer);
+  };
+  ask(_SC_LEVEL1_DCACHE_SIZE, &found.l1d);
+  ask(_SC_LEVEL2_CACHE_SIZE, &found.l2);
+  ask(_SC_LEVEL3_CACHE_SIZE, &found.l3);
+#endif
+  return found;
+}
+
+std::size_t physical_memory() {
+  const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+  return pages > 0 && page > 0 ? static_cast<std::size_t>(pages) * static_cast<std::size_t>(page)
+                               : 0;
+}
+
+void require_memory(double bytes, const std::string& what) {
+  const auto memory = static_cast<double>(physical_memory());
+  if (memory == 0 || bytes <= memory) return;
+  throw BadInput(what + ": needs " + format_bytes(bytes) + " of memory, this machine has " +
+                 format_bytes(memory));
+}
+
+std::string format_bytes(double bytes) {
+  const char* const units[] = {"B", "KB", "MB", "GB", "TB", "PB", "EB"};
+  std::size_t unit = 0;
+  while (bytes >= 1024 && unit + 1 < std::size(units)) {
+    bytes /= 1024;
+    ++unit;
+  }
+  char text[32];
+  std::snprintf(text, sizeof(text), bytes < 10 && unit > 0 ? "%.1f %s" : "%.0f %s", bytes,
+                units[unit]);
+  return text;
+}
+
+}  // namespace groupnorm::tools

@@ -1,0 +1,121 @@
+#include "options.h"
+
+#include <groupnorm/layers.hpp>
+
+#include <cstdlib>
+
+#include "validate.h"
+
+namespace groupnorm::tools {
+
+void NormOptions::add_to(CLI::App& app, bool given_statistics) {
+  std::vector<const testing::Norm*> offered;
+  std::vector<std::string> names;
+  for (const testing::Norm& norm : testing::norms()) {
+    if (norm.given_statistics && !given_statistics) continue;
+    offered.push_back(&norm);
+    names.emplace_back(norm.name);
+  }
+  norm_ = offered.front();
+  const auto assign = [this, offered, names](const std::string& name) {
+    for (const testing::Norm* norm : offered) {
+      if (name == norm->name) return void(norm_ = norm);
+    }
+    throw CLI::ValidationError("--norm", "'" + name + "' is not one of " + join(names));
+  };
+  app.add_option_function<std::string>("--norm", assign, "One of " + join(names))
+      ->default_str(norm_->name);
+  app.add_option("--groups", groups_,
+                 "Groups of channels (ghost_batch: of examples, the virtual batches)");
+  add_enum(app, "--layout", &layout_, testing::kLayouts,
+           "N, C, spatial... or N, spatial..., C in memory");
+  add_enum(app, "--activation", &activation_, testing::kActivations,
+           "Applied to gamma * xhat + beta");
+  app.add_option("--eps", eps_, "Added to the variance")->capture_default_str();
+  app.add_option("--correction", correction_, "The variance divides by m less this: 0 or 1")
+      ->capture_default_str();
+}
+
+std::int64_t NormOptions::groups(const Shape& shape) const {
+  if (norm_->grouped) {
+    if (groups_) return *groups_;
+    throw BadInput(std::string("--groups: needed by --norm ") + norm_->name);
+  }
+  if (groups_) throw BadInput(std::string("--groups: means nothing to --norm ") + norm_->name);
+  const std::int64_t channels = norm_->block(shape, 1).channels;
+  return channels > 0 ? shape.c / channels : 0;
+}
+
+Spec NormOptions::spec(const Shape& shape, DType data, DType param) const {
+  const std::int64_t groups = this->groups(shape);
+  const Block block = norm_->block(shape, groups);
+  const auto require_divides = [=](std::int64_t part, std::int64_t size, const char* what) {
+    if (part != kDoesNotDivide) return;
+    throw BadInput("--groups: must be at least 1 and divide the " + std::to_string(size) + what +
+                   "; got " + std::to_string(groups));
+  };
+  require_divides(block.channels, shape.c, " channels");
+  require_divides(block.examples, shape.n, " examples");
+  return {.shape = shape,
+          .block = block,
+          .layout = layout_,
+          .data = data,
+          .param = param,
+          .activation = activation_,
+          .center = norm_->center,
+          .given_statistics = norm_->given_statistics,
+          .correction = correction_,
+          .eps = eps_};
+}
+
+CLI::Option* TensorOptions::add_to(CLI::App& app) {
+  CLI::Option* const shape =
+      app.add_option("--shape", text_, "N x C x spatial..., as 2x320x64x64, in any layout");
+  add_enum(app, "--dtype", &dtype_, testing::kDTypes, "Of x and y");
+  add_enum(app, "--param-dtype", &param_, testing::kDTypes,
+           "Of gamma and beta: as --dtype (the default), or f32");
+  return shape;
+}
+
+Shape TensorOptions::shape() const {
+  if (const std::optional<Shape> shape = testing::parse_shape(text_)) return *shape;
+  throw BadInput("--shape: must be whole numbers as in 2x320x64x64, N and C at least; got '" +
+                 text_ + "'");
+}
+
+CLI::Option* EngineOptions::add_to(CLI::App& app) {
+  app.add_option("--threads", threads_, "Threads to use; without it GROUPNORM_NUM_THREADS, or all")
+      ->check(CLI::Range(1, detail::kMaxThreads));
+  return app.add_option("--target", target_,
+                        "Instruction set, one of `groupnorm info`; without it GROUPNORM_TARGET, "
+                        "or the best");
+}
+
+Plan EngineOptions::plan(const Spec& spec) const {
+  return make_plan(spec, target_.empty() ? nullptr : target_.c_str());
+}
+
+Plan make_plan(const Spec& spec, const char* target) {
+  Plan plan;
+  const Status status = Plan::make(spec, &plan, target);
+  if (status == Status::unknown_target || status == Status::unavailable_target) {
+    const char* const environment = std::getenv("GROUPNORM_TARGET");
+    const std::string asked =
+        target != nullptr ? std::string("--target ") + target
+                          : std::string("GROUPNORM_TARGET=") + (environment ? environment : "");
+    throw BadInput(asked + ": " + status_string(status) + "; available: " + join(targets()));
+  }
+  require_ok(status, spec);
+  return plan;
+}
+
+void require_ok(Status status, const Spec& spec) {
+  if (status != Status::ok) throw BadInput(describe(status, spec));
+}
+
+void forward(const Plan& plan, const Forward& args, const Executor& executor) {
+  std::vector<std::byte> workspace(plan.workspace_bytes());
+  require_ok(plan.forward(args, workspace, executor), plan.spec());
+}
+
+}  // namespace groupnorm::tools

@@ -1,0 +1,113 @@
+// The options that subcommands share, and the way from them to a Spec and a Plan.
+#ifndef GROUPNORM_TOOLS_OPTIONS_H
+#define GROUPNORM_TOOLS_OPTIONS_H
+
+#include <groupnorm/groupnorm.hpp>
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "cases.h"
+#include "command.h"
+
+namespace groupnorm::tools {
+
+// An option whose value is one of a list of names; `value` may be a std::optional.
+template <class Value, class Enum, std::size_t count>
+CLI::Option* add_enum(CLI::App& app, const std::string& flag, Value* value,
+                      const std::array<testing::Named<Enum>, count>& names,
+                      const std::string& help) {
+  std::string choices;
+  for (const auto& named : names) choices += (choices.empty() ? "" : "|") + std::string(named.name);
+  const auto assign = [=, &names](const std::string& text) {
+    for (const auto& named : names) {
+      if (text == named.name) return void(*value = named.value);
+    }
+    throw CLI::ValidationError(flag, "'" + text + "' is not one of " + choices);
+  };
+  CLI::Option* const option =
+      app.add_option_function<std::string>(flag, assign, help)->type_name(choices);
+  if constexpr (std::is_same_v<Value, Enum>) {
+    option->default_str(testing::name_of(names, *value));
+  }
+  return option;
+}
+
+// What to compute on a tensor that is known: --norm, --groups, --layout, --activation, --eps,
+// --correction.
+class NormOptions {
+ public:
+  // `given_statistics`: offer the norms whose statistics are given, too.
+  void add_to(CLI::App& app, bool given_statistics);
+  Layout layout() const { return layout_; }
+  const testing::Norm& norm() const { return *norm_; }
+  // The number of groups of a grouped norm as asked for; else how many share out the channels.
+  std::int64_t groups(const Shape& shape) const;
+  Spec spec(const Shape& shape, DType data, DType param) const;
+
+ private:
+  const testing::Norm* norm_ = nullptr;
+  std::optional<std::int64_t> groups_;
+  Layout layout_ = Layout::channels_first;
+  Activation activation_ = Activation::none;
+  double eps_ = 1e-5;
+  int correction_ = 0;
+};
+
+// A tensor to be made up: --shape, --dtype, --param-dtype.
+class TensorOptions {
+ public:
+  // Returns the option --shape.
+  CLI::Option* add_to(CLI::App& app);
+  const std::string& text() const { return text_; }
+  Shape shape() const;
+  DType dtype() const { return dtype_; }
+  DType param_dtype() const { return param_.value_or(dtype_); }
+
+ private:
+  std::string text_;
+  DType dtype_ = DType::f32;
+  std::optional<DType> param_;
+};
+
+// How to run it: --target, --threads.
+class EngineOptions {
+ public:
+  // Returns the option --target.
+  CLI::Option* add_to(CLI::App& app);
+  Executor executor() const { return pool(threads_); }
+  Plan plan(const Spec& spec) const;  // as make_plan
+
+ private:
+  std::string target_;  // empty: GROUPNORM_TARGET, or the best
+  int threads_ = 0;
+};
+
+// Throws BadInput for a Spec or a target that the engine refuses. A null target: GROUPNORM_TARGET,
+// or the best.
+Plan make_plan(const Spec& spec, const char* target);
+
+// Throws BadInput with the rule and the values that broke it.
+void require_ok(Status status, const Spec& spec);
+
+// Plan::forward with a workspace made for it.
+void forward(const Plan& plan, const Forward& args, const Executor& executor);
+
+// "a, b, c"
+template <class Names>
+std::string join(const Names& names) {
+  std::string text;
+  for (const auto& name : names) {
+    if (!text.empty()) text += ", ";
+    text += name;
+  }
+  return text;
+}
+
+}  // namespace groupnorm::tools
+
+#endif
