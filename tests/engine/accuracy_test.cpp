@@ -1,0 +1,78 @@
+// The promise: f32 within 3 eps32 (1 + |gamma xhat| + |beta|) of the exact result for any mean /
+// deviation up to 1e5 and any number of elements a block.
+#include "engine.h"
+
+#include <cmath>
+
+namespace groupnorm::testing {
+namespace {
+
+// m = channels * positions elements a block, two blocks.
+Case block_case(std::int64_t channels, std::int64_t positions, Layout layout, double mean) {
+  const Shape shape{1, 2 * channels, positions};
+  return {.name = std::to_string(channels) + " channels x " + std::to_string(positions) +
+                  " positions, mean " + std::to_string(mean),
+          .spec = group_spec(shape, 2, layout),
+          .mean = mean};
+}
+
+void expect_accurate(const Case& c, const char* target, std::uint64_t seed) {
+  SCOPED_TRACE(c.name + ", " + name_of(kLayouts, c.spec.layout) + ", seed " + std::to_string(seed) +
+               ", " + target);
+  Data data = make_data(c, seed);
+  const detail::ReferenceResult expected = detail::reference_forward(c.spec, data.forward);
+  run(make_plan(c.spec, target), data.forward, pool());
+  const Comparison worst = compare(c.spec, expected, data.y.data());
+  EXPECT_LE(worst.error, 3) << "at " << worst.index << ": expected " << worst.expected << ", got "
+                            << worst.actual;
+}
+
+TEST(Accuracy, AnyMeanAnySize) {
+  struct Size {
+    std::int64_t channels, positions;
+  };
+  constexpr Size kSizes[] = {{1, 1},   {2, 1},    {1, 7},    {3, 5},     {16, 1},    {4, 64},
+                             {10, 49}, {4, 4096}, {3, 9999}, {1, 65537}, {600, 300}, {4, 100000}};
+  for (const char* const target : targets()) {
+    for (const Size& size : kSizes) {
+      for (const double mean : {0.0, 1.0, 1e2, 1e3, 1e4, 1e5}) {
+        for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
+          expect_accurate(block_case(size.channels, size.positions, layout, mean), target, 3);
+        }
+      }
+    }
+  }
+}
+
+// 1e8 elements a block: GROUPNORM_LONG_TESTS=1 (6 GB, a minute).
+TEST(Accuracy, HundredMillionElements) {
+  if (!long_tests()) GTEST_SKIP() << "GROUPNORM_LONG_TESTS=1 runs it";
+  for (const double mean : {0.0, 1e5}) {
+    for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
+      Case c = block_case(4, 25'000'000, layout, mean);
+      c.spec.shape.c = 4;
+      expect_accurate(c, nullptr == active_target() ? targets()[0] : active_target(), 4);
+    }
+  }
+}
+
+// Whole numbers, as pixels are: every deviation has the same few digits, so that roundings of long
+// sums add up unless the pilot has no finer ones.
+TEST(Accuracy, NumbersOnAGrid) {
+  for (const char* const target : targets()) {
+    for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
+      const Spec spec = group_spec({2, 8, 5000}, 2, layout);
+      std::vector<float> x(2 * 8 * 5000);
+      for (std::size_t i = 0; i < x.size(); ++i) {
+        x[i] = static_cast<float>((i * i * 7919 + i * 104729) % 256);
+      }
+      const std::vector<float> y = normalized(spec, x, target);
+      const auto expected = detail::reference_forward(spec, {.x = x.data()});
+      const Comparison worst = compare(spec, expected, y.data());
+      EXPECT_LE(worst.error, 3) << target << ", " << name_of(kLayouts, layout);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace groupnorm::testing

@@ -1,0 +1,51 @@
+// A call allocates nothing: every operator new of this program is counted.
+#include "engine.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+namespace {
+
+std::atomic<std::int64_t> allocations = 0;
+
+void* allocate(std::size_t size, std::size_t alignment) {
+  allocations.fetch_add(1, std::memory_order_relaxed);
+  const std::size_t rounded = (size + alignment - 1) / alignment * alignment;
+  void* const memory = std::aligned_alloc(alignment, rounded == 0 ? alignment : rounded);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+
+}  // namespace
+
+// new[] and the nothrow forms end in these.
+void* operator new(std::size_t size) { return allocate(size, alignof(std::max_align_t)); }
+void* operator new(std::size_t size, std::align_val_t alignment) {
+  return allocate(size, static_cast<std::size_t>(alignment));
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+
+namespace groupnorm::testing {
+namespace {
+
+TEST(Allocation, NoneInACall) {
+  for (const Case& c : cases()) {
+    const Plan plan = make_plan(c.spec, nullptr);
+    Data data = make_data(c, 1);
+    std::vector<std::byte> workspace(plan.workspace_bytes());
+    const Executor executor = pool(2);
+    ASSERT_EQ(plan.forward(data.forward, workspace, executor), Status::ok);  // starts the pool
+    const std::int64_t before = allocations.load();
+    const Status status = plan.forward(data.forward, workspace, executor);
+    EXPECT_EQ(allocations.load(), before) << c.name;
+    EXPECT_EQ(status, Status::ok);
+  }
+  EXPECT_GT(allocations.load(), 0) << "the counter counts";
+}
+
+}  // namespace
+}  // namespace groupnorm::testing

@@ -1,0 +1,131 @@
+// Same bits for any number of threads, whatever the order of their tasks, for an example alone or
+// anywhere in a batch, fused or split, in place or not.
+#include "engine.h"
+
+#include "dtype.h"
+
+#include <cstring>
+
+namespace groupnorm::testing {
+namespace {
+
+// Of every case but those that differ by nothing a schedule sees.
+std::vector<Case> schedules() {
+  std::vector<Case> list;
+  for (const Case& c : cases()) {
+    if (c.spec.activation == Activation::none || c.spec.activation == Activation::silu) {
+      list.push_back(c);
+    }
+  }
+  return list;
+}
+
+bool same_bytes(const Buffer& a, const Buffer& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size()) == 0;
+}
+
+struct Result {
+  Buffer y;
+  std::vector<double> mean, rstd;
+};
+
+Result result(const Plan& plan, const Data& data, const Executor& executor) {
+  Result result{Buffer(data.x.size()), data.mean, data.rstd};
+  Forward args = data.forward;
+  args.y = result.y.data();
+  if (args.mean != nullptr) args.mean = result.mean.data();
+  if (args.rstd != nullptr) args.rstd = result.rstd.data();
+  run(plan, args, executor);
+  return result;
+}
+
+TEST(Bits, ThreadsAndOrder) {
+  for (const Case& c : schedules()) {
+    const Data data = make_data(c, 1);
+    for (const char* const target : targets()) {
+      SCOPED_TRACE(c.name + ", " + target);
+      const Plan plan = make_plan(c.spec, target);
+      const Result alone = result(plan, data, {});
+      for (const int threads : {2, 3, 4, 5, 6, 7, 8}) {
+        const Result shared = result(plan, data, backwards(threads));
+        ASSERT_TRUE(same_bytes(alone.y, shared.y)) << threads << " threads";
+        ASSERT_EQ(alone.mean, shared.mean);
+        ASSERT_EQ(alone.rstd, shared.rstd);
+      }
+    }
+  }
+}
+
+TEST(Bits, InPlace) {
+  for (const Case& c : schedules()) {
+    const Data data = make_data(c, 1);
+    for (const char* const target : targets()) {
+      const Plan plan = make_plan(c.spec, target);
+      const Result apart = result(plan, data, {});
+      for (const int threads : {1, 3}) {
+        Buffer both(data.x.size());
+        std::memcpy(both.data(), data.x.data(), both.size());
+        Forward args = data.forward;
+        args.x = args.y = both.data();
+        args.mean = args.rstd = nullptr;
+        run(plan, args, backwards(threads));
+        ASSERT_TRUE(same_bytes(apart.y, both))
+            << c.name << ", " << target << ", " << threads << " threads";
+      }
+    }
+  }
+}
+
+// Each example of a batch, against the same example by itself.
+TEST(Bits, AnExampleAloneOrInABatch) {
+  constexpr Shape kShapes[] = {{5, 8, 49},   {3, 6, 4096}, {7, 32, 1}, {4, 64, 640},
+                               {2, 3, 9000}, {6, 12, 5},   {9, 16, 64}};
+  for (const char* const target : targets()) {
+    for (const Shape& shape : kShapes) {
+      for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
+        for (const int threads : {1, 4}) {
+          const Case batch{.name = "batch", .spec = group_spec(shape, shape.c / 2, layout)};
+          Data data = make_data(batch, 2);
+          run(make_plan(batch.spec, target), data.forward, backwards(threads));
+          const Spec one = group_spec({1, shape.c, shape.s}, shape.c / 2, layout);
+          const std::size_t bytes = data.x.size() / static_cast<std::size_t>(shape.n);
+          for (std::int64_t n = 0; n < shape.n; ++n) {
+            const std::size_t at = static_cast<std::size_t>(n) * bytes;
+            Buffer y(bytes);
+            Forward args = data.forward;
+            args.x = data.x.data() + at;
+            args.y = y.data();
+            args.mean = args.rstd = nullptr;
+            run(make_plan(one, target), args);
+            ASSERT_EQ(std::memcmp(y.data(), data.y.data() + at, bytes), 0)
+                << target << ", example " << n << " of " << shape.n << "x" << shape.c << "x"
+                << shape.s << ", " << name_of(kLayouts, layout);
+          }
+        }
+      }
+    }
+  }
+}
+
+// Streaming stores are chosen by size: a tensor above the threshold against its examples below it.
+TEST(Bits, StreamingStores) {
+  for (const char* const target : targets()) {
+    for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
+      for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+        const Shape shape{16, 32, 64 * 64 + 3};
+        Case c{.name = "large", .spec = group_spec(shape, 8, layout)};
+        c.spec.data = dtype;
+        Data large = make_data(c, 3);
+        run(make_plan(c.spec, target), large.forward, backwards(2));
+        Data in_place = make_data(c, 3);
+        in_place.forward.y = in_place.x.data();
+        run(make_plan(c.spec, target), in_place.forward);
+        ASSERT_TRUE(same_bytes(large.y, in_place.x))
+            << target << ", " << name_of(kLayouts, layout) << ", " << name_of(kDTypes, dtype);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace groupnorm::testing

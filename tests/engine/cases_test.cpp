@@ -1,0 +1,48 @@
+// The built-in list of cases, against the reference: y, mean and rstd.
+#include "engine.h"
+
+#include <cmath>
+
+namespace groupnorm::testing {
+namespace {
+
+constexpr std::uint64_t kSeed = 7;
+
+// In units of the compute type's eps, as for y: the mean against the deviation, rstd against
+// itself.
+void expect_statistics(const Case& c, const Data& data, const detail::ReferenceResult& expected) {
+  if (c.spec.given_statistics) return;
+  const bool is_double = c.spec.data == DType::f64;
+  const double eps = is_double ? 0x1p-52 : 0x1p-23;
+  for (std::size_t b = 0; b < expected.mean.size(); ++b) {
+    const double size = is_double ? std::fabs(expected.mean[b]) + 1 : 1;
+    const double offset = (data.mean[b] - expected.mean[b]) * expected.rstd[b];
+    EXPECT_LE(std::fabs(offset), 1.5 * eps * size * (1 + expected.rstd[b])) << "block " << b;
+    EXPECT_LE(std::fabs(data.rstd[b] - expected.rstd[b]), 4 * eps * size * expected.rstd[b])
+        << "block " << b;
+  }
+}
+
+class Cases : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(Cases, AgreeWithTheReference) {
+  for (const Case& c : cases()) {
+    SCOPED_TRACE(c.name + ", seed " + std::to_string(kSeed) + ", " + GetParam());
+    Data data = make_data(c, kSeed);
+    const detail::ReferenceResult expected = detail::reference_forward(c.spec, data.forward);
+    const Plan plan = make_plan(c.spec, GetParam());
+    run(plan, data.forward);
+    const Comparison worst = compare(c.spec, expected, data.y.data());
+    EXPECT_TRUE(worst.within_bound())
+        << "error " << worst.error << " of " << worst.bound << " at " << worst.index
+        << ": expected " << worst.expected << ", got " << worst.actual;
+    expect_statistics(c, data, expected);
+    if (HasFailure()) return;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Targets, Cases, ::testing::ValuesIn(targets()),
+                         [](const auto& name) { return std::string(name.param); });
+
+}  // namespace
+}  // namespace groupnorm::testing

@@ -1,0 +1,154 @@
+// Finite and correct for every finite input; a constant block is exactly beta; what is not finite
+// stays in its block.
+#include "engine.h"
+
+#include "dtype.h"
+
+#include <cmath>
+#include <limits>
+#include <random>
+
+namespace groupnorm::testing {
+namespace {
+
+using detail::load_element;
+using detail::size_of;
+using detail::store_element;
+
+struct Format {
+  DType dtype;
+  double largest;  // |x| of the test
+};
+constexpr Format kFormats[] = {
+    {DType::f32, 3e38}, {DType::bf16, 3e38}, {DType::f16, 65504}, {DType::f64, 1e150}};
+constexpr Layout kBothLayouts[] = {Layout::channels_first, Layout::channels_last};
+
+struct Tensor {
+  explicit Tensor(const Spec& spec)
+      : dtype(spec.data),
+        count(spec.shape.n * spec.shape.c * spec.shape.s),
+        bytes(static_cast<std::size_t>(count * size_of(dtype))) {}
+  double at(std::int64_t i) const { return load_element(dtype, bytes.data(), i); }
+  void set(std::int64_t i, double value) { store_element(dtype, bytes.data(), i, value); }
+  DType dtype;
+  std::int64_t count;
+  std::vector<std::byte> bytes;
+};
+
+Spec spec_of(DType dtype, Shape shape, std::int64_t groups, Layout layout) {
+  Spec spec = group_spec(shape, groups, layout);
+  spec.data = spec.param = dtype;
+  return spec;
+}
+
+TEST(Extreme, LargestFiniteInputs) {
+  constexpr Shape kShapes[] = {{2, 8, 300}, {1, 4, 7}, {3, 16, 1}, {2, 70, 40}};
+  for (const char* const target : targets()) {
+    for (const Format& format : kFormats) {
+      for (const Shape& shape : kShapes) {
+        for (const Layout layout : kBothLayouts) {
+          const Spec spec = spec_of(format.dtype, shape, 2, layout);
+          SCOPED_TRACE(std::string(target) + ", " + name_of(kDTypes, format.dtype) + ", " +
+                       name_of(kLayouts, layout) + ", c " + std::to_string(shape.c));
+          Tensor x(spec), y(spec);
+          std::mt19937_64 generator(5);
+          std::uniform_real_distribution<double> uniform(-1, 1);
+          for (std::int64_t i = 0; i < x.count; ++i) x.set(i, format.largest * uniform(generator));
+          x.set(0, format.largest);
+          x.set(1, -format.largest);
+          run(make_plan(spec, target), {.x = x.bytes.data(), .y = y.bytes.data()});
+          const auto expected = detail::reference_forward(spec, {.x = x.bytes.data()});
+          const Comparison worst = compare(spec, expected, y.bytes.data());
+          EXPECT_TRUE(worst.within_bound()) << worst.error << " at " << worst.index << ": "
+                                            << worst.actual << ", not " << worst.expected;
+        }
+      }
+    }
+  }
+}
+
+TEST(Extreme, SmallestInputs) {
+  for (const char* const target : targets()) {
+    for (const Layout layout : kBothLayouts) {
+      Spec spec = group_spec({2, 8, 100}, 2, layout);
+      spec.eps = 0;
+      std::vector<float> x(1600);
+      for (std::size_t i = 0; i < x.size(); ++i) {
+        x[i] = static_cast<float>(i * 37 % 101) * std::numeric_limits<float>::denorm_min();
+      }
+      const std::vector<float> y = normalized(spec, x, target);
+      const auto expected = detail::reference_forward(spec, {.x = x.data()});
+      const Comparison worst = compare(spec, expected, y.data());
+      EXPECT_LE(worst.error, 3) << target << ", at " << worst.index << ": " << worst.actual
+                                << ", not " << worst.expected;
+    }
+  }
+}
+
+TEST(Extreme, ConstantBlockIsExactlyBeta) {
+  for (const char* const target : targets()) {
+    for (const Format& format : kFormats) {
+      for (const Layout layout : kBothLayouts) {
+        for (const double eps : {1e-5, 0.0}) {
+          for (const double value : {0.0, 0.1, -12345.678, format.largest}) {
+            Spec spec = spec_of(format.dtype, {2, 6, 1001}, 2, layout);
+            spec.eps = eps;
+            Tensor x(spec), y(spec);
+            std::vector<std::byte> beta(6 * sizeof(double));
+            for (std::int64_t i = 0; i < x.count; ++i) x.set(i, value);
+            for (std::int64_t c = 0; c < 6; ++c) {
+              store_element(format.dtype, beta.data(), c, 0.3 * static_cast<double>(c) - 1);
+            }
+            std::vector<double> mean(4), rstd(4);
+            run(make_plan(spec, target), {.x = x.bytes.data(),
+                                          .y = y.bytes.data(),
+                                          .beta = beta.data(),
+                                          .mean = mean.data(),
+                                          .rstd = rstd.data()});
+            for (std::int64_t i = 0; i < y.count; ++i) {
+              const std::int64_t channel = layout == Layout::channels_first ? i / 1001 % 6 : i % 6;
+              ASSERT_EQ(y.at(i), load_element(format.dtype, beta.data(), channel))
+                  << target << ", " << name_of(kDTypes, format.dtype) << ", value " << value
+                  << ", eps " << eps << ", element " << i;
+            }
+            EXPECT_EQ(mean[3], x.at(0));
+            EXPECT_EQ(rstd[3], eps == 0 ? 0 : 1 / std::sqrt(eps));
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Extreme, NotANumberStaysInItsBlock) {
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  for (const char* const target : targets()) {
+    for (const Format& format : kFormats) {
+      for (const Layout layout : kBothLayouts) {
+        for (const double poison : {std::nan(""), kInfinity, -kInfinity}) {
+          const Shape shape{2, 16, 80};
+          const Spec spec = spec_of(format.dtype, shape, 4, layout);
+          Tensor x(spec), y(spec);
+          std::mt19937_64 generator(6);
+          std::normal_distribution<double> normal;
+          for (std::int64_t i = 0; i < x.count; ++i) x.set(i, normal(generator));
+          const std::int64_t at = x.count / 2 + 3;  // example 1, group 0
+          x.set(at, poison);
+          run(make_plan(spec, target), {.x = x.bytes.data(), .y = y.bytes.data()});
+          for (std::int64_t i = 0; i < y.count; ++i) {
+            const std::int64_t in_example = i % (16 * 80);
+            const std::int64_t channel =
+                layout == Layout::channels_first ? in_example / 80 : in_example % 16;
+            const bool poisoned = i >= x.count / 2 && channel < 4;
+            ASSERT_EQ(std::isnan(y.at(i)), poisoned)
+                << target << ", " << name_of(kDTypes, format.dtype) << ", poison " << poison
+                << ", element " << i;
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace groupnorm::testing

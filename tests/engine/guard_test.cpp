@@ -1,0 +1,144 @@
+// No read and no write past an end: every array lies against a page that must not be touched, first
+// the page behind it, then the page before it.
+#include "engine.h"
+
+#include "dtype.h"
+#include "kernels/kernels.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <cstring>
+#include <stdexcept>
+
+namespace groupnorm::testing {
+namespace {
+
+enum class Side { before, behind };
+
+// `bytes` bytes between two pages that cannot be touched, against one of them.
+class Guarded {
+ public:
+  Guarded(std::size_t bytes, Side side) {
+    const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+    const std::size_t inside = (bytes + page - 1) / page * page;
+    size_ = inside + 2 * page;
+    void* const all = mmap(nullptr, size_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (all == MAP_FAILED) throw std::runtime_error("mmap");
+    start_ = static_cast<std::byte*>(all);
+    mprotect(start_ + page, inside, PROT_READ | PROT_WRITE);
+    data_ = start_ + page + (side == Side::behind ? inside - bytes : 0);
+  }
+  ~Guarded() { munmap(start_, size_); }
+  Guarded(const Guarded&) = delete;
+  Guarded& operator=(const Guarded&) = delete;
+
+  std::byte* data() const { return data_; }
+
+ private:
+  std::byte* start_ = nullptr;
+  std::byte* data_ = nullptr;
+  std::size_t size_ = 0;
+};
+
+// Runs the Spec on guarded arrays and compares y with the result of ordinary ones.
+void expect_inside(const Spec& spec, const char* target, Side side) {
+  const Case c{.name = "guarded", .spec = spec};
+  const Plan plan = make_plan(spec, target);
+  Data plain = make_data(c, 1);
+  run(plan, plain.forward);
+
+  const auto copy = [side](const Buffer& from) {
+    auto guarded = std::make_unique<Guarded>(from.size(), side);
+    std::memcpy(guarded->data(), from.data(), from.size());
+    return guarded;
+  };
+  const auto x = copy(plain.x), y = copy(plain.x), gamma = copy(plain.gamma),
+             beta = copy(plain.beta);
+  Guarded mean(plain.mean.size() * sizeof(double), side);
+  Guarded rstd(plain.rstd.size() * sizeof(double), side);
+  run(plan,
+      {.x = x->data(),
+       .y = y->data(),
+       .gamma = gamma->data(),
+       .beta = beta->data(),
+       .mean = reinterpret_cast<double*>(mean.data()),
+       .rstd = reinterpret_cast<double*>(rstd.data())},
+      backwards(3));
+  ASSERT_EQ(std::memcmp(y->data(), plain.y.data(), plain.y.size()), 0);
+}
+
+void expect_inside_both(const Spec& spec, const char* target) {
+  SCOPED_TRACE(std::string(target) + ", " + name_of(kDTypes, spec.data) + ", " +
+               name_of(kLayouts, spec.layout) + ", n " + std::to_string(spec.shape.n) + ", c " +
+               std::to_string(spec.shape.c) + ", s " + std::to_string(spec.shape.s));
+  expect_inside(spec, target, Side::behind);
+  expect_inside(spec, target, Side::before);
+}
+
+Spec typed(Shape shape, std::int64_t groups, Layout layout, DType dtype) {
+  Spec spec = group_spec(shape, groups, layout);
+  spec.data = spec.param = dtype;
+  return spec;
+}
+
+// Rows, runs and lanes of every length from one element to four vectors and one.
+TEST(Guard, EveryLength) {
+  for (const char* const target : targets()) {
+    for (const auto& dtype : kDTypes) {
+      const detail::Kernels* kernels = nullptr;
+      ASSERT_EQ(detail::find_kernels(target, dtype.value, &kernels), Status::ok);
+      for (std::int64_t length = 1; length <= 4 * kernels->lanes + 1; ++length) {
+        for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
+          expect_inside_both(typed({1, 2, length}, 2, layout, dtype.value), target);
+          expect_inside_both(typed({2, length, 3}, 1, layout, dtype.value), target);
+          expect_inside_both(typed({3, length, 11}, length, layout, dtype.value), target);
+        }
+        expect_inside_both(typed({3, length, 1}, 1, Layout::channels_first, dtype.value), target);
+      }
+    }
+  }
+}
+
+TEST(Guard, ManyChunks) {
+  for (const char* const target : targets()) {
+    for (const auto& dtype : kDTypes) {
+      for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
+        expect_inside_both(typed({1, 6, 20001}, 3, layout, dtype.value), target);
+        expect_inside_both(typed({2, 515, 131}, 1, layout, dtype.value), target);
+      }
+    }
+  }
+}
+
+// Arrays aligned to their elements and to nothing more.
+TEST(Guard, Misaligned) {
+  for (const char* const target : targets()) {
+    for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
+      const Spec spec = group_spec({2, 32, 40000}, 4, layout);  // large enough to stream
+      const Case c{.name = "misaligned", .spec = spec};
+      const Plan plan = make_plan(spec, target);
+      Data aligned = make_data(c, 1);
+      run(plan, aligned.forward);
+      for (const std::size_t shift : {1, 3, 5}) {
+        const std::size_t bytes = aligned.x.size(), offset = shift * sizeof(float);
+        Buffer x(bytes + 64), y(bytes + 64);
+        std::memcpy(x.data() + offset, aligned.x.data(), bytes);
+        std::memset(y.data(), 0x5A, y.size());
+        Forward args = aligned.forward;
+        args.x = x.data() + offset;
+        args.y = y.data() + offset;
+        run(plan, args);
+        ASSERT_EQ(std::memcmp(y.data() + offset, aligned.y.data(), bytes), 0);
+        for (std::size_t i = 0; i < offset; ++i) ASSERT_EQ(y.data()[i], std::byte{0x5A});
+        for (std::size_t i = offset + bytes; i < y.size(); ++i) {
+          ASSERT_EQ(y.data()[i], std::byte{0x5A});
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace groupnorm::testing

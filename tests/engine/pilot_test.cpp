@@ -1,0 +1,65 @@
+// Inputs whose first elements say nothing about the rest: the sums must notice and be taken again.
+#include "engine.h"
+
+#include <cmath>
+#include <random>
+
+namespace groupnorm::testing {
+namespace {
+
+void expect_within_promise(const Spec& spec, const std::vector<float>& x, const char* what) {
+  for (const char* const target : targets()) {
+    const std::vector<float> y = normalized(spec, x, target);
+    const auto expected = detail::reference_forward(spec, {.x = x.data()});
+    const Comparison worst = compare(spec, expected, y.data());
+    EXPECT_LE(worst.error, 3) << what << ", " << target << ", " << name_of(kLayouts, spec.layout)
+                              << ", at " << worst.index;
+  }
+}
+
+std::vector<float> noise(std::size_t count, double mean, double deviation) {
+  std::mt19937_64 generator(11);
+  std::normal_distribution<double> normal(mean, deviation);
+  std::vector<float> x(count);
+  for (float& value : x) value = static_cast<float>(normal(generator));
+  return x;
+}
+
+TEST(Pilot, ZeroBorderBeforeALargeMean) {
+  for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
+    const Spec spec = group_spec({1, 8, 20000}, 2, layout);
+    std::vector<float> x = noise(8 * 20000, 1e4, 1);
+    for (std::size_t i = 0; i < 8 * 64; ++i) x[i] = 0;
+    expect_within_promise(spec, x, "zero border");
+  }
+}
+
+TEST(Pilot, AStepInTheMiddle) {
+  for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
+    const Spec spec = group_spec({1, 4, 30000}, 1, layout);
+    std::vector<float> x = noise(4 * 30000, 0, 0.01);
+    for (std::size_t i = x.size() / 2; i < x.size(); ++i) x[i] += 1000;
+    expect_within_promise(spec, x, "step");
+  }
+}
+
+TEST(Pilot, OneOutlierWhereThePilotLooks) {
+  for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
+    const Spec spec = group_spec({1, 4, 4096}, 2, layout);
+    std::vector<float> x = noise(4 * 4096, 5, 1);
+    x[0] = 1e6F;
+    expect_within_promise(spec, x, "outlier");
+  }
+}
+
+TEST(Pilot, ARamp) {
+  for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
+    const Spec spec = group_spec({1, 4, 50000}, 2, layout);
+    std::vector<float> x(4 * 50000);
+    for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i) * 0.001F;
+    expect_within_promise(spec, x, "ramp");
+  }
+}
+
+}  // namespace
+}  // namespace groupnorm::testing

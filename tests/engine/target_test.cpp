@@ -1,0 +1,53 @@
+// Instruction sets are visible: listed, named, forced; and the one asked for is the one that runs.
+#include "engine.h"
+
+#include "kernels/kernels.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <set>
+#include <string>
+
+namespace groupnorm::testing {
+namespace {
+
+TEST(Target, ListedBestFirstAndScalarLast) {
+  ASSERT_FALSE(targets().empty());
+  EXPECT_STREQ(targets().back(), "scalar");
+  std::set<std::string> names(targets().begin(), targets().end());
+  EXPECT_EQ(names.size(), targets().size());
+}
+
+TEST(Target, TheOneAskedForRuns) {
+  for (const char* const target : targets()) {
+    for (const auto& dtype : kDTypes) {
+      Spec spec = group_spec({1, 4, 10}, 2);
+      spec.data = spec.param = dtype.value;
+      EXPECT_STREQ(make_plan(spec, target).target(), target);
+      const detail::Kernels* kernels = nullptr;
+      ASSERT_EQ(detail::find_kernels(target, dtype.value, &kernels), Status::ok);
+      EXPECT_STREQ(kernels->target, target) << "the table's own name";
+    }
+  }
+}
+
+TEST(Target, WiderSetsHaveMoreLanes) {
+  std::int64_t lanes = 1 << 10;
+  for (const char* const target : targets()) {
+    const detail::Kernels* kernels = nullptr;
+    ASSERT_EQ(detail::find_kernels(target, DType::f32, &kernels), Status::ok);
+    EXPECT_LT(kernels->lanes, lanes) << target;
+    lanes = kernels->lanes;
+  }
+  EXPECT_EQ(lanes, 1);
+}
+
+TEST(Target, TheEnvironmentsIsTheDefault) {
+  const char* const asked = std::getenv("GROUPNORM_TARGET");
+  const char* const expected = asked != nullptr && *asked != '\0' ? asked : targets()[0];
+  EXPECT_STREQ(active_target(), expected);
+  EXPECT_STREQ(make_plan(group_spec({1, 4, 10}, 2), nullptr).target(), expected);
+}
+
+}  // namespace
+}  // namespace groupnorm::testing

@@ -1,0 +1,245 @@
+// Every Status but ok, each from an argument that deserves it; and nothing is written then.
+#include "engine.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <set>
+
+namespace groupnorm::testing {
+namespace {
+
+constexpr std::int64_t kHuge = std::int64_t{1} << 40;
+const Spec kGood = group_spec({2, 8, 3}, 4);
+
+Spec with(void (*change)(Spec&)) {
+  Spec spec = kGood;
+  change(spec);
+  return spec;
+}
+
+struct BadSpec {
+  const char* what;
+  Spec spec;
+  Status status;
+};
+
+const std::vector<BadSpec>& bad_specs() {
+  static const std::vector<BadSpec> list = {
+      {"n < 0", with([](Spec& s) { s.shape.n = -1; }), Status::negative_size},
+      {"c < 0", with([](Spec& s) { s.shape.c = -8; }), Status::negative_size},
+      {"s < 0", with([](Spec& s) { s.shape.s = -3; }), Status::negative_size},
+      {"n c s beyond 2^63", with([](Spec& s) {
+         s.shape = {kHuge, 8, kHuge};
+       }),
+       Status::size_overflow},
+      {"bytes beyond 2^63", with([](Spec& s) {
+         s.shape = {kHuge, 8, std::int64_t{1} << 19};
+       }),
+       Status::size_overflow},
+      {"an empty tensor that is too large", with([](Spec& s) {
+         s.shape = {kHuge, kHuge, 0};
+       }),
+       Status::size_overflow},
+      {"gamma beyond 2^63", with([](Spec& s) { s.param_stride = std::int64_t{1} << 62; }),
+       Status::size_overflow},
+      {"3 groups of 8 channels", with([](Spec& s) { s.block = group_norm(s.shape, 3); }),
+       Status::groups_do_not_divide},
+      {"0 groups", with([](Spec& s) { s.block = group_norm(s.shape, 0); }),
+       Status::groups_do_not_divide},
+      {"-2 groups", with([](Spec& s) { s.block = group_norm(s.shape, -2); }),
+       Status::groups_do_not_divide},
+      {"3 virtual batches of 2 examples",
+       with([](Spec& s) { s.block = ghost_batch_norm(s.shape, 3); }), Status::groups_do_not_divide},
+      {"0 examples a block", with([](Spec& s) { s.block.examples = 0; }), Status::block_examples},
+      {"-7 examples a block", with([](Spec& s) { s.block.examples = -7; }), Status::block_examples},
+      {"3 of 2 examples", with([](Spec& s) { s.block.examples = 3; }), Status::block_examples},
+      {"0 channels a block", with([](Spec& s) { s.block.channels = 0; }), Status::block_channels},
+      {"3 of 8 channels", with([](Spec& s) { s.block.channels = 3; }), Status::block_channels},
+      {"16 of 8 channels", with([](Spec& s) { s.block.channels = 16; }), Status::block_channels},
+      {"a dtype that is none", with([](Spec& s) { s.data = static_cast<DType>(4); }),
+       Status::unknown_dtype},
+      {"a param that is none", with([](Spec& s) { s.param = static_cast<DType>(255); }),
+       Status::unknown_dtype},
+      {"a layout that is none", with([](Spec& s) { s.layout = static_cast<Layout>(2); }),
+       Status::unknown_layout},
+      {"an activation that is none",
+       with([](Spec& s) { s.activation = static_cast<Activation>(6); }),
+       Status::unknown_activation},
+      {"f64 with f32 parameters", with([](Spec& s) { s.data = DType::f64; }), Status::param_dtype},
+      {"f32 with f16 parameters", with([](Spec& s) { s.param = DType::f16; }), Status::param_dtype},
+      {"f16 with bf16 parameters", with([](Spec& s) {
+         s.data = DType::f16;
+         s.param = DType::bf16;
+       }),
+       Status::param_dtype},
+      {"a stride below c", with([](Spec& s) { s.param_stride = 7; }), Status::param_stride},
+      {"a negative stride", with([](Spec& s) { s.param_stride = -8; }), Status::param_stride},
+      {"correction 2", with([](Spec& s) { s.correction = 2; }), Status::correction},
+      {"correction -1", with([](Spec& s) { s.correction = -1; }), Status::correction},
+      {"correction of one element", with([](Spec& s) {
+         s.shape.s = 1;
+         s.block = instance_norm(s.shape);
+         s.correction = 1;
+       }),
+       Status::too_few_elements},
+      {"eps < 0", with([](Spec& s) { s.eps = -1e-5; }), Status::eps},
+      {"eps NaN", with([](Spec& s) { s.eps = std::nan(""); }), Status::eps},
+      {"eps infinite", with([](Spec& s) { s.eps = std::numeric_limits<double>::infinity(); }),
+       Status::eps},
+  };
+  return list;
+}
+
+TEST(Validate, Specs) {
+  for (const BadSpec& bad : bad_specs()) {
+    Plan plan = make_plan(kGood, nullptr);
+    EXPECT_EQ(Plan::make(bad.spec, &plan), bad.status) << bad.what;
+    EXPECT_EQ(plan.spec(), kGood) << bad.what << " changed the plan";
+  }
+  EXPECT_EQ(Plan::make(kGood, nullptr), Status::null_pointer);
+}
+
+TEST(Validate, EmptyTensorsAreFine) {
+  for (const Shape shape : {Shape{0, 8, 3}, Shape{2, 0, 3}, Shape{2, 8, 0}, Shape{0, 0, 0}}) {
+    for (const Block block : {group_norm(shape, 4), layer_norm(shape), batch_norm(shape)}) {
+      Plan plan;
+      ASSERT_EQ(Plan::make({.shape = shape, .block = block}, &plan), Status::ok);
+      EXPECT_EQ(plan.forward({}, {}), Status::ok);
+      EXPECT_EQ(plan.blocks(), 0);
+      EXPECT_EQ(plan.workspace_bytes(), 0U);
+    }
+  }
+  EXPECT_EQ(Plan::make({.shape = {0, 8, 3}, .block = group_norm({0, 8, 3}, 3)}, nullptr),
+            Status::null_pointer);
+  Plan plan;
+  EXPECT_EQ(Plan::make({.shape = {0, 8, 3}, .block = group_norm({0, 8, 3}, 3)}, &plan),
+            Status::groups_do_not_divide);
+}
+
+TEST(Validate, Targets) {
+  Plan plan;
+  EXPECT_EQ(Plan::make(kGood, &plan, "mmx"), Status::unknown_target);
+  EXPECT_EQ(Plan::make(kGood, &plan, ""), Status::unknown_target);
+  const char* const other = std::string(targets()[0]) == "neon" ? "avx2" : "neon";
+  EXPECT_EQ(Plan::make(kGood, &plan, other), Status::unavailable_target);
+}
+
+// Arguments that forward accepts, to be spoilt one at a time.
+class Arguments : public ::testing::Test {
+ protected:
+  // Split over threads, so that it needs a workspace.
+  const Spec spec_ = group_spec({1, 4, 40000}, 1);
+  Plan plan_ = make_plan(spec_, nullptr);
+  std::vector<float> x_ = std::vector<float>(160000, 2.5F);
+  std::vector<float> y_ = std::vector<float>(160001, 7.0F);
+  std::array<float, 8> gamma_{}, beta_{};
+  std::array<double, 4> mean_{7, 7, 7, 7}, rstd_{7, 7, 7, 7};
+  std::vector<std::byte> workspace_ = std::vector<std::byte>(plan_.workspace_bytes());
+  Forward args_{.x = x_.data(),
+                .y = y_.data(),
+                .gamma = gamma_.data(),
+                .beta = beta_.data(),
+                .mean = mean_.data(),
+                .rstd = rstd_.data()};
+
+  void expect(Status status, const Forward& args, const char* what) {
+    expect(status, args, workspace_, {}, what);
+  }
+  void expect(Status status, const Forward& args, std::span<std::byte> workspace,
+              const Executor& executor, const char* what) {
+    const std::vector<float> x = x_;
+    EXPECT_EQ(plan_.forward(args, workspace, executor), status) << what;
+    EXPECT_EQ(x_, x) << what;
+    EXPECT_TRUE(std::all_of(y_.begin(), y_.end(), [](float y) { return y == 7; })) << what;
+    EXPECT_EQ(mean_, (std::array<double, 4>{7, 7, 7, 7})) << what;
+    EXPECT_EQ(rstd_, (std::array<double, 4>{7, 7, 7, 7})) << what;
+  }
+  Forward with(void (*change)(Forward&)) const {
+    Forward args = args_;
+    change(args);
+    return args;
+  }
+};
+
+TEST_F(Arguments, Pointers) {
+  expect(Status::null_pointer, with([](Forward& a) { a.x = nullptr; }), "x null");
+  expect(Status::null_pointer, with([](Forward& a) { a.y = nullptr; }), "y null");
+  Forward args = args_;
+  args.x = reinterpret_cast<std::byte*>(x_.data()) + 2;
+  expect(Status::misaligned_pointer, args, "x misaligned");
+  args = args_;
+  args.mean = reinterpret_cast<double*>(reinterpret_cast<std::byte*>(mean_.data()) + 4);
+  expect(Status::misaligned_pointer, args, "mean misaligned");
+  args = args_;
+  args.given_mean = mean_.data();
+  expect(Status::unexpected_statistics, args, "given mean where it is computed");
+}
+
+TEST_F(Arguments, Overlap) {
+  Forward args = args_;
+  args.y = x_.data() + 1;
+  expect(Status::overlap, args, "y one element behind x");
+  args = args_;
+  args.x = y_.data() + 1;
+  expect(Status::overlap, args, "y one element before x");
+  args = args_;
+  args.gamma = y_.data() + 100;
+  expect(Status::overlap, args, "gamma in y");
+  args = args_;
+  args.mean = args.rstd = mean_.data();
+  expect(Status::overlap, args, "mean is rstd");
+  args = args_;
+  args.mean = reinterpret_cast<double*>(y_.data());
+  expect(Status::overlap, args, "mean in y");
+  args = args_;
+  args.rstd = reinterpret_cast<double*>(x_.data());
+  expect(Status::overlap, args, "rstd in x");
+  expect(Status::overlap, args_, std::as_writable_bytes(std::span(x_)), {}, "workspace is x");
+  expect(Status::overlap, args_, std::as_writable_bytes(std::span(y_)), {}, "workspace is y");
+}
+
+TEST_F(Arguments, WorkspaceAndExecutor) {
+  ASSERT_GT(workspace_.size(), 0U);
+  const std::span<std::byte> all(workspace_);
+  expect(Status::workspace_too_small, args_, all.first(all.size() - 1), {}, "a byte too few");
+  expect(Status::workspace_too_small, args_, {}, {}, "no workspace");
+  expect(Status::executor, args_, workspace_, {.threads = 0}, "0 threads");
+  expect(Status::executor, args_, workspace_, {.threads = -1}, "-1 threads");
+  expect(Status::executor, args_, workspace_, {.threads = 1025}, "1025 threads");
+  EXPECT_EQ(Plan().forward(args_, workspace_), Status::not_planned);
+}
+
+TEST_F(Arguments, GivenStatistics) {
+  Spec spec = spec_;
+  spec.given_statistics = true;
+  plan_ = make_plan(spec, nullptr);
+  const std::array<double, 4> given{1, 1, 1, 1};
+  Forward args{.x = x_.data(), .y = y_.data(), .given_mean = given.data()};
+  expect(Status::missing_statistics, args, "no rstd");
+  args = {.x = x_.data(), .y = y_.data(), .given_rstd = given.data()};
+  expect(Status::missing_statistics, args, "no mean");
+  args = {.x = x_.data(),
+          .y = y_.data(),
+          .mean = mean_.data(),
+          .given_mean = given.data(),
+          .given_rstd = given.data()};
+  expect(Status::unexpected_statistics, args, "mean asked for where it is given");
+  spec.center = false;
+  plan_ = make_plan(spec, nullptr);
+  args = {.x = x_.data(), .y = y_.data(), .given_rstd = given.data()};
+  EXPECT_EQ(plan_.forward(args, {}), Status::ok) << "not centred: no mean needed";
+}
+
+TEST(Validate, EveryStatusHasItsWords) {
+  std::set<std::string> words;
+  for (int i = 0; i <= static_cast<int>(Status::not_planned); ++i) {
+    words.insert(status_string(static_cast<Status>(i)));
+  }
+  EXPECT_EQ(words.size(), static_cast<std::size_t>(Status::not_planned) + 1);
+  EXPECT_STREQ(status_string(static_cast<Status>(200)), "unknown status");
+}
+
+}  // namespace
+}  // namespace groupnorm::testing

@@ -1,0 +1,472 @@
+/* The C interface from C11: every function, and every status that this side of it can answer. */
+#include <groupnorm/groupnorm.h>
+
+#include <math.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+
+static int failures = 0;
+static int checks = 0;
+
+static void check(bool ok, const char* what, int line) {
+  ++checks;
+  if (ok) return;
+  ++failures;
+  fprintf(stderr, "c_api_test.c:%d: failed: %s\n", line, what);
+}
+#define CHECK(condition) check((condition), #condition, __LINE__)
+
+enum { kN = 2, kC = 4, kS = 6, kGroups = 2, kBlocks = kN * kGroups, kSize = kN * kC * kS };
+static const int kM = kSize / kBlocks;
+
+static gn_spec make_spec(void) {
+  gn_spec spec;
+  gn_spec_init(&spec);
+  spec.shape = (gn_shape){kN, kC, kS};
+  spec.block = gn_group_norm(spec.shape, kGroups);
+  return spec;
+}
+
+static gn_forward_args make_args(const void* x, void* y) {
+  gn_forward_args args;
+  gn_forward_args_init(&args);
+  args.x = x;
+  args.y = y;
+  return args;
+}
+
+/* Of any alignment, so of that of a byte. The plans here need far less. */
+static unsigned char workspace[1 << 20];
+
+static gn_status run(const gn_spec* spec, const gn_forward_args* args) {
+  gn_plan plan = {0};
+  const gn_status status = gn_plan_make(spec, NULL, &plan);
+  if (status != GN_STATUS_OK) return status;
+  return gn_forward(&plan, args, workspace, sizeof workspace, NULL);
+}
+
+static void fill(float* x) {
+  for (int i = 0; i < kSize; ++i) x[i] = (float)(i * i % 23) - 4;
+}
+
+/* mean and rstd of a block of x, whose elements lie side by side in channels_first. */
+static void statistics(const float* x, int block, double correction, double* mean, double* rstd) {
+  double sum = 0, squares = 0;
+  for (int i = 0; i < kM; ++i) sum += x[block * kM + i];
+  *mean = sum / kM;
+  for (int i = 0; i < kM; ++i) squares += pow(x[block * kM + i] - *mean, 2);
+  *rstd = 1 / sqrt(squares / (kM - correction) + 1e-5);
+}
+
+static void test_versions(void) {
+  CHECK(strcmp(gn_version(), GROUPNORM_VERSION) == 0);
+  CHECK(gn_abi_version() == GROUPNORM_ABI_VERSION);
+}
+
+static void test_blocks(void) {
+  const gn_shape shape = {12, 6, 5};
+  const gn_block group = gn_group_norm(shape, 3), layer = gn_layer_norm(shape);
+  const gn_block instance = gn_instance_norm(shape), batch = gn_batch_norm(shape);
+  const gn_block ghost = gn_ghost_batch_norm(shape, 3), both = gn_batch_group_norm(shape, 3);
+  CHECK(group.examples == 1 && group.channels == 2);
+  CHECK(layer.examples == 1 && layer.channels == 6);
+  CHECK(instance.examples == 1 && instance.channels == 1);
+  CHECK(batch.examples == 12 && batch.channels == 1);
+  CHECK(ghost.examples == 4 && ghost.channels == 1);
+  CHECK(both.examples == 12 && both.channels == 2);
+}
+
+static void test_suggested_groups(void) {
+  const char* reason = NULL;
+  CHECK(gn_suggest_groups(320, &reason) == 32);
+  CHECK(reason != NULL && strstr(reason, "default") != NULL);
+  CHECK(gn_suggest_groups(48, &reason) == 3);
+  CHECK(strstr(reason, "nearest") != NULL);
+  CHECK(gn_suggest_groups(7, NULL) == 1);
+  CHECK(gn_suggest_groups(0, &reason) == 0);
+  CHECK(gn_suggest_groups(-32, NULL) == 0);
+}
+
+static void test_targets(void) {
+  size_t count = 0;
+  const char* const* names = gn_targets(&count);
+  CHECK(count > 0 && strcmp(names[count - 1], "scalar") == 0);
+  CHECK(gn_targets(NULL) == names);
+
+  const char* active = gn_active_target();
+  bool listed = false;
+  const gn_spec spec = make_spec();
+  for (size_t i = 0; i < count; ++i) {
+    gn_plan plan = {0};
+    CHECK(gn_plan_make(&spec, names[i], &plan) == GN_STATUS_OK);
+    CHECK(strcmp(gn_plan_target(&plan), names[i]) == 0);
+    listed = listed || (active != NULL && strcmp(active, names[i]) == 0);
+  }
+  CHECK(listed);
+  gn_plan plan = {0};
+  CHECK(gn_plan_make(&spec, "no such target", &plan) == GN_STATUS_UNKNOWN_TARGET);
+}
+
+static void test_defaults(void) {
+  gn_spec spec;
+  memset(&spec, 0xFF, sizeof spec);
+  gn_spec_init(&spec);
+  CHECK(spec.struct_size == sizeof spec);
+  CHECK(spec.block.examples == 1 && spec.block.channels == 1);
+  CHECK(spec.shape.n == 0 && spec.shape.c == 0 && spec.shape.s == 1);
+  CHECK(spec.layout == GN_LAYOUT_CHANNELS_FIRST && spec.activation == GN_ACTIVATION_NONE);
+  CHECK(spec.data == GN_DTYPE_F32 && spec.param == GN_DTYPE_F32);
+  CHECK(spec.center == 1 && spec.given_statistics == 0 && spec.correction == 0);
+  CHECK(spec.eps == 1e-5 && spec.param_stride == 0);
+
+  gn_forward_args args;
+  memset(&args, 0xFF, sizeof args);
+  gn_forward_args_init(&args);
+  CHECK(args.struct_size == sizeof args);
+  CHECK(args.x == NULL && args.y == NULL && args.gamma == NULL && args.beta == NULL);
+  CHECK(args.mean == NULL && args.rstd == NULL);
+  CHECK(args.given_mean == NULL && args.given_rstd == NULL);
+}
+
+static void test_status_strings(void) {
+  CHECK(strcmp(gn_status_string(GN_STATUS_OK), "ok") == 0);
+  for (gn_status a = GN_STATUS_OK; a <= GN_STATUS_NOT_PLANNED; ++a) {
+    CHECK(strlen(gn_status_string(a)) > 0);
+    CHECK(strcmp(gn_status_string(a), "unknown status") != 0);
+    for (gn_status b = GN_STATUS_OK; b < a; ++b) {
+      CHECK(strcmp(gn_status_string(a), gn_status_string(b)) != 0);
+    }
+  }
+  CHECK(strncmp(gn_status_string(GN_STATUS_EPS), "eps", 3) == 0);
+  CHECK(strncmp(gn_status_string(GN_STATUS_STRUCT_SIZE), "struct_size", 11) == 0);
+  const gn_status none[] = {-1, 200, 255, 256, 999, 1001, INT32_MAX, INT32_MIN};
+  for (size_t i = 0; i < sizeof none / sizeof *none; ++i) {
+    CHECK(strcmp(gn_status_string(none[i]), "unknown status") == 0);
+  }
+}
+
+static void test_forward(void) {
+  const float gamma[kC] = {1, 2, -0.5F, 3}, beta[kC] = {0, 1, -1, 0.25F};
+  float x[kSize], y[kSize];
+  double mean[kBlocks], rstd[kBlocks];
+  fill(x);
+
+  for (int correction = 0; correction <= 1; ++correction) {
+    gn_spec spec = make_spec();
+    spec.correction = correction;
+    spec.activation = GN_ACTIVATION_RELU;
+    gn_forward_args args = make_args(x, y);
+    args.gamma = gamma;
+    args.beta = beta;
+    args.mean = mean;
+    args.rstd = rstd;
+    CHECK(run(&spec, &args) == GN_STATUS_OK);
+    for (int i = 0; i < kSize; ++i) {
+      double block_mean, block_rstd;
+      statistics(x, i / kM, correction, &block_mean, &block_rstd);
+      const int c = i / kS % kC;
+      const double z = gamma[c] * ((x[i] - block_mean) * block_rstd) + beta[c];
+      CHECK(fabs(y[i] - fmax(z, 0)) <= 1e-6 * (1 + fabs(z)));
+      CHECK(fabs(mean[i / kM] - block_mean) < 1e-12);
+      CHECK(fabs(rstd[i / kM] - block_rstd) < 1e-12);
+    }
+  }
+}
+
+static void test_options_arrive(void) {
+  float x[kSize], y[kSize], transposed[kSize], expected[kSize];
+  double mean[kBlocks], rstd[kBlocks];
+  fill(x);
+  gn_spec spec = make_spec();
+  gn_forward_args args = make_args(x, expected);
+  args.mean = mean;
+  args.rstd = rstd;
+  CHECK(run(&spec, &args) == GN_STATUS_OK);
+
+  /* channels_last: the same numbers, N,S,C. */
+  for (int i = 0; i < kSize; ++i) {
+    const int n = i / (kC * kS), c = i / kS % kC, s = i % kS;
+    transposed[(n * kS + s) * kC + c] = x[i];
+  }
+  spec.layout = GN_LAYOUT_CHANNELS_LAST;
+  args = make_args(transposed, y);
+  CHECK(run(&spec, &args) == GN_STATUS_OK);
+  for (int i = 0; i < kSize; ++i) {
+    const int n = i / (kC * kS), c = i / kS % kC, s = i % kS;
+    CHECK(fabsf(y[(n * kS + s) * kC + c] - expected[i]) <= 1e-6F);
+  }
+
+  /* Given statistics. */
+  spec = make_spec();
+  spec.given_statistics = 7; /* any number but 0 */
+  args = make_args(x, y);
+  args.given_mean = mean;
+  args.given_rstd = rstd;
+  CHECK(run(&spec, &args) == GN_STATUS_OK);
+  for (int i = 0; i < kSize; ++i) CHECK(fabsf(y[i] - expected[i]) <= 1e-6F);
+
+  /* Not centred. */
+  spec = make_spec();
+  spec.center = 0;
+  args = make_args(x, y);
+  args.mean = mean;
+  CHECK(run(&spec, &args) == GN_STATUS_OK);
+  for (int b = 0; b < kBlocks; ++b) {
+    double squares = 0;
+    for (int i = b * kM; i < (b + 1) * kM; ++i) squares += (double)x[i] * x[i] / kM;
+    CHECK(mean[b] == 0);
+    CHECK(fabs(y[b * kM] - x[b * kM] / sqrt(squares + 1e-5)) <= 1e-6);
+  }
+
+  /* f64, and its eps: a constant block gives 0 / sqrt(eps) = 0. */
+  double doubles[kSize];
+  for (int i = 0; i < kSize; ++i) doubles[i] = 0.1;
+  spec = make_spec();
+  spec.data = spec.param = GN_DTYPE_F64;
+  spec.eps = 4;
+  args = make_args(doubles, doubles);
+  args.rstd = rstd;
+  CHECK(run(&spec, &args) == GN_STATUS_OK);
+  for (int i = 0; i < kSize; ++i) CHECK(doubles[i] == 0);
+  CHECK(rstd[0] == 0.5);
+
+  /* A gamma for each example: 1 for the first, 2 for the second, 5 floats apart. */
+  const float gamma[9] = {1, 1, 1, 1, -7, 2, 2, 2, 2};
+  spec = make_spec();
+  spec.param_stride = 5;
+  args = make_args(x, y);
+  args.gamma = gamma;
+  CHECK(run(&spec, &args) == GN_STATUS_OK);
+  for (int i = 0; i < kSize; ++i) {
+    const float scale = i < kC * kS ? 1 : 2;
+    CHECK(fabsf(y[i] - scale * expected[i]) <= 1e-6F * scale);
+  }
+}
+
+static void test_spec_errors(void) {
+  gn_plan plan = {0};
+  const gn_spec good = make_spec();
+  CHECK(gn_plan_make(NULL, NULL, &plan) == GN_STATUS_NULL_POINTER);
+  CHECK(gn_plan_make(&good, NULL, NULL) == GN_STATUS_NULL_POINTER);
+
+#define EXPECT_REFUSED(field, value, expected)             \
+  do {                                                     \
+    gn_spec spec = make_spec();                            \
+    spec.field = (value);                                  \
+    CHECK(gn_plan_make(&spec, NULL, &plan) == (expected)); \
+  } while (0)
+  EXPECT_REFUSED(shape.n, -1, GN_STATUS_NEGATIVE_SIZE);
+  EXPECT_REFUSED(shape.s, INT64_MAX, GN_STATUS_SIZE_OVERFLOW);
+  EXPECT_REFUSED(block, gn_group_norm(good.shape, 3), GN_STATUS_GROUPS_DO_NOT_DIVIDE);
+  EXPECT_REFUSED(block, gn_group_norm(good.shape, 0), GN_STATUS_GROUPS_DO_NOT_DIVIDE);
+  EXPECT_REFUSED(block, gn_ghost_batch_norm(good.shape, 3), GN_STATUS_GROUPS_DO_NOT_DIVIDE);
+  EXPECT_REFUSED(block.examples, 3, GN_STATUS_BLOCK_EXAMPLES);
+  EXPECT_REFUSED(block.channels, 0, GN_STATUS_BLOCK_CHANNELS);
+  EXPECT_REFUSED(param, GN_DTYPE_F64, GN_STATUS_PARAM_DTYPE);
+  EXPECT_REFUSED(param_stride, 1, GN_STATUS_PARAM_STRIDE);
+  EXPECT_REFUSED(correction, 2, GN_STATUS_CORRECTION);
+  EXPECT_REFUSED(eps, -1, GN_STATUS_EPS);
+  EXPECT_REFUSED(eps, (double)NAN, GN_STATUS_EPS);
+
+  /* Numbers that a cast to 8 bits would make good ones, among others. */
+  const int32_t unknown[] = {-1, -256, 99, 255, 256, 257, 65536, INT32_MAX, INT32_MIN};
+  for (size_t i = 0; i < sizeof unknown / sizeof *unknown; ++i) {
+    EXPECT_REFUSED(data, unknown[i], GN_STATUS_UNKNOWN_DTYPE);
+    EXPECT_REFUSED(param, unknown[i], GN_STATUS_UNKNOWN_DTYPE);
+    EXPECT_REFUSED(layout, unknown[i], GN_STATUS_UNKNOWN_LAYOUT);
+    EXPECT_REFUSED(activation, unknown[i], GN_STATUS_UNKNOWN_ACTIVATION);
+  }
+#undef EXPECT_REFUSED
+
+  gn_spec one = make_spec();
+  one.shape.s = 1;
+  one.block = gn_instance_norm(one.shape);
+  one.correction = 1;
+  CHECK(gn_plan_make(&one, NULL, &plan) == GN_STATUS_TOO_FEW_ELEMENTS);
+
+  /* None of them touched the plan. */
+  const gn_plan zero = {0};
+  CHECK(memcmp(&plan, &zero, sizeof plan) == 0);
+}
+
+static void test_struct_sizes(void) {
+  struct newer_spec {
+    gn_spec spec;
+    int64_t added;
+  } newer = {make_spec(), 0};
+  gn_plan plan = {0};
+  const size_t wrong[] = {0, 1, sizeof(size_t), sizeof(gn_spec) - 1, 1U << 20, SIZE_MAX};
+  for (size_t i = 0; i < sizeof wrong / sizeof *wrong; ++i) {
+    gn_spec spec = make_spec();
+    spec.struct_size = wrong[i];
+    CHECK(gn_plan_make(&spec, NULL, &plan) == GN_STATUS_STRUCT_SIZE);
+  }
+  newer.spec.struct_size = sizeof newer;
+  CHECK(gn_plan_make(&newer.spec, NULL, &plan) == GN_STATUS_OK);
+  newer.added = 1;
+  CHECK(gn_plan_make(&newer.spec, NULL, &plan) == GN_STATUS_STRUCT_SIZE);
+
+  float x[kSize], y[kSize];
+  fill(x);
+  struct newer_args {
+    gn_forward_args args;
+    void* added;
+  } newer_args = {make_args(x, y), NULL};
+  for (size_t i = 0; i < sizeof wrong / sizeof *wrong; ++i) {
+    gn_forward_args args = make_args(x, y);
+    args.struct_size = wrong[i] == sizeof(gn_spec) - 1 ? sizeof args - 1 : wrong[i];
+    CHECK(gn_forward(&plan, &args, workspace, sizeof workspace, NULL) == GN_STATUS_STRUCT_SIZE);
+  }
+  newer_args.args.struct_size = sizeof newer_args;
+  CHECK(gn_forward(&plan, &newer_args.args, workspace, sizeof workspace, NULL) == GN_STATUS_OK);
+  newer_args.added = x;
+  CHECK(gn_forward(&plan, &newer_args.args, workspace, sizeof workspace, NULL) ==
+        GN_STATUS_STRUCT_SIZE);
+}
+
+static void test_forward_errors(void) {
+  float memory[kSize + 1], y[kSize];
+  float* const x = memory;
+  double statistic[kBlocks] = {0};
+  fill(x);
+  for (int i = 0; i < kSize; ++i) y[i] = 42;
+  gn_spec spec = make_spec();
+  gn_plan plan = {0};
+  CHECK(gn_plan_make(&spec, NULL, &plan) == GN_STATUS_OK);
+  const gn_forward_args good = make_args(x, y);
+  const size_t bytes = sizeof workspace;
+  const gn_plan not_made = {0};
+
+  CHECK(gn_forward(NULL, &good, workspace, bytes, NULL) == GN_STATUS_NOT_PLANNED);
+  CHECK(gn_forward(&not_made, &good, workspace, bytes, NULL) == GN_STATUS_NOT_PLANNED);
+  CHECK(gn_forward(&plan, NULL, workspace, bytes, NULL) == GN_STATUS_NULL_POINTER);
+  gn_forward_args args = good;
+  args.x = NULL;
+  CHECK(gn_forward(&plan, &args, workspace, bytes, NULL) == GN_STATUS_NULL_POINTER);
+  args = good;
+  args.y = NULL;
+  CHECK(gn_forward(&plan, &args, workspace, bytes, NULL) == GN_STATUS_NULL_POINTER);
+  args = good;
+  args.given_rstd = statistic;
+  CHECK(gn_forward(&plan, &args, workspace, bytes, NULL) == GN_STATUS_UNEXPECTED_STATISTICS);
+  args = good;
+  args.x = (const char*)x + 1;
+  CHECK(gn_forward(&plan, &args, workspace, bytes, NULL) == GN_STATUS_MISALIGNED_POINTER);
+  args = good;
+  args.y = x + 1;
+  CHECK(gn_forward(&plan, &args, workspace, bytes, NULL) == GN_STATUS_OVERLAP);
+  args = good;
+  args.gamma = y;
+  CHECK(gn_forward(&plan, &args, workspace, bytes, NULL) == GN_STATUS_OVERLAP);
+  const gn_executor executors[] = {{NULL, NULL, 0}, {NULL, NULL, -1}, {NULL, NULL, 1025}};
+  for (size_t i = 0; i < sizeof executors / sizeof *executors; ++i) {
+    CHECK(gn_forward(&plan, &good, workspace, bytes, &executors[i]) == GN_STATUS_EXECUTOR);
+  }
+  if (gn_plan_workspace_bytes(&plan) > 0) {
+    const size_t short_of = gn_plan_workspace_bytes(&plan) - 1;
+    CHECK(gn_forward(&plan, &good, workspace, short_of, NULL) == GN_STATUS_WORKSPACE_TOO_SMALL);
+    CHECK(gn_forward(&plan, &good, NULL, bytes, NULL) == GN_STATUS_WORKSPACE_TOO_SMALL);
+  }
+
+  spec.given_statistics = 1;
+  CHECK(run(&spec, &good) == GN_STATUS_MISSING_STATISTICS);
+
+  for (int i = 0; i < kSize; ++i) CHECK(y[i] == 42);
+  CHECK(gn_forward(&plan, &good, workspace, bytes, NULL) == GN_STATUS_OK);
+  CHECK(y[0] != 42);
+}
+
+static void test_plans(void) {
+  const gn_plan not_made = {0};
+  const gn_plan* const none[] = {NULL, &not_made};
+  for (int i = 0; i < 2; ++i) {
+    CHECK(gn_plan_blocks(none[i]) == 0);
+    CHECK(gn_plan_block_elements(none[i]) == 0);
+    CHECK(gn_plan_workspace_bytes(none[i]) == 0);
+    CHECK(strcmp(gn_plan_target(none[i]), "") == 0);
+  }
+
+  gn_spec spec = make_spec();
+  gn_plan plan = {0};
+  CHECK(gn_plan_make(&spec, NULL, &plan) == GN_STATUS_OK);
+  CHECK(gn_plan_blocks(&plan) == kBlocks);
+  CHECK(gn_plan_block_elements(&plan) == kM);
+  CHECK(gn_active_target() != NULL && strcmp(gn_plan_target(&plan), gn_active_target()) == 0);
+
+  /* A plan is a value; and one that is refused leaves it as it was. */
+  const gn_plan copy = plan;
+  spec.eps = -1;
+  CHECK(gn_plan_make(&spec, NULL, &plan) == GN_STATUS_EPS);
+  CHECK(memcmp(&plan, &copy, sizeof plan) == 0);
+  float x[kSize], y[kSize], from_copy[kSize];
+  fill(x);
+  const gn_forward_args args = make_args(x, y), other = make_args(x, from_copy);
+  CHECK(gn_forward(&plan, &args, workspace, sizeof workspace, NULL) == GN_STATUS_OK);
+  CHECK(gn_forward(&copy, &other, workspace, sizeof workspace, NULL) == GN_STATUS_OK);
+  CHECK(memcmp(y, from_copy, sizeof y) == 0);
+
+  /* Empty: nothing is needed and nothing is written. */
+  gn_spec empty = make_spec();
+  empty.shape.n = 0;
+  const gn_forward_args nothing = make_args(NULL, NULL);
+  CHECK(run(&empty, &nothing) == GN_STATUS_OK);
+}
+
+struct counter {
+  int64_t calls, tasks;
+};
+
+static void run_backwards(void* context, int64_t count, gn_task task, void* arg) {
+  struct counter* const counter = context;
+  counter->calls += 1;
+  counter->tasks += count;
+  for (int64_t i = count - 1; i >= 0; --i) task(arg, i);
+}
+
+static void test_executors(void) {
+  enum { kLarge = 64 * 96 * 96 };
+  static float x[kLarge], alone[kLarge], y[kLarge];
+  for (int i = 0; i < kLarge; ++i) x[i] = (float)(i % 1013) / 64;
+  gn_spec spec;
+  gn_spec_init(&spec);
+  spec.shape = (gn_shape){1, 64, 96 * 96};
+  spec.block = gn_group_norm(spec.shape, 32);
+  const gn_forward_args args = make_args(x, alone);
+  CHECK(run(&spec, &args) == GN_STATUS_OK);
+
+  gn_plan plan = {0};
+  CHECK(gn_plan_make(&spec, NULL, &plan) == GN_STATUS_OK);
+  CHECK(gn_plan_workspace_bytes(&plan) <= sizeof workspace);
+  struct counter counter = {0, 0};
+  const gn_executor own = {run_backwards, &counter, 4};
+  gn_forward_args to_y = make_args(x, y);
+  CHECK(gn_forward(&plan, &to_y, workspace, sizeof workspace, &own) == GN_STATUS_OK);
+  CHECK(counter.calls > 0 && counter.tasks > 1);
+  CHECK(memcmp(y, alone, sizeof y) == 0);
+
+  const gn_executor pool = gn_pool(3);
+  CHECK(pool.threads == 3);
+  CHECK(gn_pool(0).threads >= 1);
+  memset(y, 0, sizeof y);
+  CHECK(gn_forward(&plan, &to_y, workspace, sizeof workspace, &pool) == GN_STATUS_OK);
+  CHECK(memcmp(y, alone, sizeof y) == 0);
+}
+
+int main(void) {
+  test_versions();
+  test_blocks();
+  test_suggested_groups();
+  test_targets();
+  test_defaults();
+  test_status_strings();
+  test_forward();
+  test_options_arrive();
+  test_spec_errors();
+  test_struct_sizes();
+  test_forward_errors();
+  test_plans();
+  test_executors();
+  printf("%d checks, %d failed\n", checks, failures);
+  return failures == 0 ? 0 : 1;
+}

@@ -1,0 +1,577 @@
+#include <groupnorm/layers.hpp>
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "dtype.h"
+#include "reference.h"
+#include "throws.h"
+
+namespace groupnorm::testing {
+namespace {
+
+constexpr unsigned kSeed = 7;
+constexpr double kEpsilon = std::numeric_limits<float>::epsilon();
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
+Tensor random_tensor(std::vector<std::int64_t> shape, DType dtype = DType::f32,
+                     Layout layout = Layout::channels_first) {
+  Tensor x(std::move(shape), dtype, layout);
+  std::mt19937_64 random(kSeed);
+  std::normal_distribution<double> normal(3, 2);
+  for (std::int64_t i = 0; i < x.size(); ++i) {
+    detail::store_element(dtype, x.data(), i, normal(random));
+  }
+  return x;
+}
+
+// Values that no f32 holds exactly.
+void fill_parameters(Normalization& layer) {
+  for (std::size_t c = 0; c < layer.gamma().size(); ++c) {
+    layer.gamma()[c] = 1 + 0.1 * static_cast<double>(c);
+    layer.beta()[c] = 0.3 - 0.1 * static_cast<double>(c);
+  }
+}
+
+std::int64_t bytes_of(const Tensor& x) { return x.size() * detail::size_of(x.dtype()); }
+
+bool same_bits(const Tensor& a, const Tensor& b) {
+  return a.shape() == b.shape() && a.dtype() == b.dtype() && a.layout() == b.layout() &&
+         std::memcmp(a.data(), b.data(), static_cast<std::size_t>(bytes_of(a))) == 0;
+}
+
+// What a layer has to compute on x, by the reference.
+detail::ReferenceResult reference(const Normalization& layer, const Tensor& x, Block block,
+                                  bool center) {
+  const bool f64 = x.dtype() == DType::f64;
+  const Spec spec{.shape = x.ncs(),
+                  .block = block,
+                  .layout = x.layout(),
+                  .data = x.dtype(),
+                  .param = f64 ? DType::f64 : DType::f32,
+                  .activation = layer.options.activation,
+                  .center = center,
+                  .correction = layer.options.correction,
+                  .eps = layer.options.eps};
+  const std::vector<float> gamma(layer.gamma().begin(), layer.gamma().end());
+  const std::vector<float> beta(layer.beta().begin(), layer.beta().end());
+  Forward args{.x = x.data()};
+  if (!gamma.empty()) {
+    args.gamma = f64 ? static_cast<const void*>(layer.gamma().data()) : gamma.data();
+    args.beta = f64 ? static_cast<const void*>(layer.beta().data()) : beta.data();
+  }
+  return detail::reference_forward(spec, args);
+}
+
+// 3 steps of f32; of f64 what the reference itself may be off by; one rounding of f16 and bf16.
+double tolerance(DType dtype) {
+  switch (dtype) {
+    case DType::f64: return 32 * std::numeric_limits<double>::epsilon();
+    case DType::f16: return 0x1p-10;
+    case DType::bf16: return 0x1p-7;
+    case DType::f32: break;
+  }
+  return 3 * kEpsilon;
+}
+
+void expect_reference(const Normalization& layer, const Tensor& x, const Tensor& y, Block block,
+                      bool center = true) {
+  const detail::ReferenceResult expected = reference(layer, x, block, center);
+  ASSERT_EQ(y.size(), static_cast<std::int64_t>(expected.y.size()));
+  for (std::size_t i = 0; i < expected.y.size(); ++i) {
+    ASSERT_NEAR(detail::load_element(y.dtype(), y.data(), static_cast<std::int64_t>(i)),
+                expected.y[i], tolerance(y.dtype()) * expected.scale[i])
+        << "element " << i << ", seed " << kSeed;
+  }
+  ASSERT_EQ(layer.mean().size(), expected.mean.size());
+  ASSERT_EQ(layer.rstd().size(), expected.rstd.size());
+  // Statistics come from short chains of f32 for every dtype but f64.
+  const double step = y.dtype() == DType::f64 ? 1e-14 : kEpsilon;
+  for (std::size_t b = 0; b < expected.mean.size(); ++b) {
+    const double deviation = 1 / expected.rstd[b];
+    EXPECT_NEAR(layer.mean()[b], expected.mean[b], step * deviation) << "block " << b;
+    EXPECT_NEAR(layer.rstd()[b], expected.rstd[b], step * expected.rstd[b]) << "block " << b;
+  }
+}
+
+// ---- Every layer against the reference
+
+struct LayerCase {
+  const char* name;
+  std::unique_ptr<Normalization> (*make)(std::int64_t channels);
+  Block (*block)(Shape shape);
+  bool center = true;
+};
+
+template <class Layer>
+std::unique_ptr<Normalization> make(std::int64_t channels) {
+  return std::make_unique<Layer>(channels);
+}
+template <class Layer>
+std::unique_ptr<Normalization> make_plain(std::int64_t) {
+  return std::make_unique<Layer>();
+}
+Block in_three_groups(Shape shape) { return group_norm(shape, 3); }
+
+const LayerCase kLayers[] = {
+    {"Group",
+     [](std::int64_t) -> std::unique_ptr<Normalization> {
+       return std::make_unique<GroupNormalization>(3);
+     },
+     in_three_groups},
+    {"GroupAffine",
+     [](std::int64_t channels) -> std::unique_ptr<Normalization> {
+       return std::make_unique<GroupNormalization>(3, channels);
+     },
+     in_three_groups},
+    {"Layer", make_plain<LayerNormalization>, layer_norm},
+    {"LayerAffine", make<LayerNormalization>, layer_norm},
+    {"Instance", make_plain<InstanceNormalization>, instance_norm},
+    {"InstanceAffine", make<InstanceNormalization>, instance_norm},
+    {"Rms", make_plain<RmsNormalization>, layer_norm, false},
+    {"RmsAffine", make<RmsNormalization>, layer_norm, false},
+    {"Batch", make<BatchNormalization>, batch_norm},
+};
+
+class EveryLayer : public ::testing::TestWithParam<LayerCase> {
+ protected:
+  std::unique_ptr<Normalization> layer() const {
+    std::unique_ptr<Normalization> made = GetParam().make(6);
+    fill_parameters(*made);
+    return made;
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(Layers, EveryLayer, ::testing::ValuesIn(kLayers),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+TEST_P(EveryLayer, IsItsBlock) {
+  for (const DType dtype : {DType::f32, DType::f64, DType::f16, DType::bf16}) {
+    for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
+      for (const auto& shape : {std::vector<std::int64_t>{4, 6}, {4, 6, 35}, {2, 6, 3, 4, 5}}) {
+        SCOPED_TRACE(std::string(detail::name_of(dtype)) + ", rank " +
+                     std::to_string(shape.size()) + ", layout " +
+                     std::to_string(static_cast<int>(layout)));
+        const auto layer = this->layer();
+        const Tensor x = random_tensor(shape, dtype, layout);
+        const Tensor y = layer->forward(x);
+        EXPECT_EQ(y.shape(), x.shape());
+        EXPECT_EQ(y.dtype(), x.dtype());
+        EXPECT_EQ(y.layout(), x.layout());
+        expect_reference(*layer, x, y, GetParam().block(x.ncs()), GetParam().center);
+      }
+    }
+  }
+}
+
+TEST_P(EveryLayer, TakesItsOptions) {
+  const auto layer = this->layer();
+  layer->options = {.eps = 0.25, .activation = Activation::silu, .correction = 1, .executor = {}};
+  const Tensor x = random_tensor({4, 6, 35});
+  expect_reference(*layer, x, layer->forward(x), GetParam().block(x.ncs()), GetParam().center);
+}
+
+TEST_P(EveryLayer, WritesIntoAGivenTensorAndInPlace) {
+  const Tensor x = random_tensor({4, 6, 35});
+  const Tensor expected = layer()->forward(x);
+
+  Tensor y = random_tensor({4, 6, 35});
+  const void* const memory = y.data();
+  layer()->forward(x, y);
+  EXPECT_EQ(y.data(), memory);
+  EXPECT_TRUE(same_bits(y, expected));
+
+  Tensor in_place = x;
+  layer()->forward(in_place, in_place);
+  EXPECT_TRUE(same_bits(in_place, expected));
+
+  Tensor viewed = x;
+  Tensor view = Tensor::view(viewed.data(), x.shape(), x.dtype());
+  layer()->forward(viewed, view);
+  EXPECT_TRUE(same_bits(viewed, expected));
+}
+
+TEST_P(EveryLayer, TakesEmptyTensors) {
+  const auto layer = this->layer();
+  for (const auto& shape : {std::vector<std::int64_t>{0, 6, 5}, {2, 6, 0}}) {
+    EXPECT_EQ(layer->forward(Tensor(shape)).shape(), shape);
+    EXPECT_TRUE(layer->mean().empty());
+  }
+}
+
+TEST_P(EveryLayer, RefusesAndLeavesAllAsItWas) {
+  const auto layer = this->layer();
+  const Tensor x = random_tensor({4, 6, 35});
+  layer->forward(x);
+  const std::vector<double> mean(layer->mean().begin(), layer->mean().end());
+  ASSERT_FALSE(mean.empty());
+
+  Tensor y({4, 6, 34});
+  expect_error([&] { layer->forward(x, y); },
+               {GetParam().name[0] == 'R' ? "Rms" : "Normalization", "y: must have x's shape",
+                "x is [4, 6, 35] f32 channels_first", "y is [4, 6, 34] f32 channels_first"});
+  Tensor f64({4, 6, 35}, DType::f64);
+  expect_error([&] { layer->forward(x, f64); }, {"y: must have x's", "y is [4, 6, 35] f64"});
+  Tensor last({4, 6, 35}, DType::f32, Layout::channels_last);
+  expect_error([&] { layer->forward(x, last); }, {"y: must have x's", "f32 channels_last"});
+
+  // y begins one example into x.
+  Tensor memory = random_tensor({5, 6, 35});
+  const Tensor before = memory;
+  const Tensor head = Tensor::view(memory.data(), {4, 6, 35}, DType::f32);
+  Tensor tail =
+      Tensor::view(memory.data<float>().data() + std::ptrdiff_t{6} * 35, {4, 6, 35}, DType::f32);
+  expect_error([&] { layer->forward(head, tail); }, {"overlap", "x is [4, 6, 35]"});
+  EXPECT_TRUE(same_bits(memory, before));
+
+  layer->options.eps = -1;
+  expect_error([&] { layer->forward(x); }, {"eps", "not negative", "got eps=-1"});
+  layer->options.eps = 1e-5;
+  layer->options.correction = 2;
+  expect_error([&] { layer->forward(x); }, {"correction", "got correction=2"});
+  layer->options.correction = 0;
+  layer->options.activation = static_cast<Activation>(77);
+  expect_error([&] { layer->forward(x); }, {"activation", "got activation=77"});
+  layer->options.activation = Activation::none;
+  layer->options.executor.threads = 0;
+  expect_error([&] { layer->forward(x); }, {"executor", "threads"});
+
+  EXPECT_TRUE(std::ranges::equal(layer->mean(), mean));
+}
+
+TEST_P(EveryLayer, RefusesAnotherNumberOfChannelsWhereItHasParameters) {
+  const auto layer = this->layer();
+  const Tensor x = random_tensor({4, 12, 5});
+  if (layer->gamma().empty()) {
+    EXPECT_EQ(layer->forward(x).size(), x.size());
+    return;
+  }
+  expect_error([&] { layer->forward(x); },
+               {"num_channels=6", "x is [4, 12, 5] f32 channels_first"});
+  expect_error([&] { GetParam().make(0); }, {"num_channels", "at least 1", "0"});
+  expect_error([&] { GetParam().make(-3); }, {"num_channels", "at least 1", "-3"});
+}
+
+TEST_P(EveryLayer, StartsWithGammaOneAndBetaZero) {
+  const auto layer = GetParam().make(6);
+  EXPECT_EQ(layer->options.eps, 1e-5);
+  EXPECT_EQ(layer->gamma().size(), layer->beta().size());
+  EXPECT_TRUE(std::ranges::all_of(layer->gamma(), [](double value) { return value == 1; }));
+  EXPECT_TRUE(std::ranges::all_of(layer->beta(), [](double value) { return value == 0; }));
+}
+
+// ---- Group normalization
+
+TEST(GroupNormalization, TakesAnyNumberOfChannelsThatItDivides) {
+  GroupNormalization gn(8);
+  for (const std::int64_t channels : {8, 32, 320}) {
+    const Tensor x = random_tensor({2, channels, 9});
+    expect_reference(gn, x, gn.forward(x), group_norm(x.ncs(), 8));
+  }
+  expect_error(
+      [&] {
+        gn.forward(Tensor({16, 30, 64, 64}));
+      },
+      {"GroupNormalization(num_groups=8)", "divide the channels", "c=30",
+       "x is [16, 30, 64, 64] f32 channels_first"});
+}
+
+TEST(GroupNormalization, RefusesGroupsThatCannotBe) {
+  expect_error([] { GroupNormalization(0); }, {"num_groups=0", "at least 1"});
+  expect_error([] { GroupNormalization(-4); }, {"num_groups=-4", "at least 1"});
+  expect_error([] { GroupNormalization(8, 30); }, {"num_groups=8", "divide", "c=30"});
+}
+
+TEST(GroupNormalization, TakesEpsByPosition) {
+  const GroupNormalization gn(8, 32, 1e-3);
+  EXPECT_EQ(gn.options.eps, 1e-3);
+}
+
+TEST(GroupNormalization, RefusesACorrectionOfOneElement) {
+  GroupNormalization gn(6);
+  gn.options.correction = 1;
+  expect_error(
+      [&] {
+        gn.forward(Tensor({4, 6}));
+      },
+      {"two elements", "block.channels=1", "s=1", "x is [4, 6]"});
+}
+
+TEST(GroupNormalization, GivesBetaForAConstantBlock) {
+  GroupNormalization gn(2, 4);
+  fill_parameters(gn);
+  Tensor x({3, 4, 5});
+  std::ranges::fill(x.data<float>(), 0.1F);
+  const Tensor y = gn.forward(x);
+  for (std::size_t i = 0; i < y.data<float>().size(); ++i) {
+    EXPECT_EQ(y.data<float>()[i], static_cast<float>(gn.beta()[i / 5 % 4]));
+  }
+}
+
+TEST(GroupNormalization, RunsOnTheCallersThreads) {
+  const Tensor x = random_tensor({2, 64, 96, 96});
+  GroupNormalization gn(32);
+  gn.options.executor = {};
+  const Tensor expected = gn.forward(x);
+
+  std::atomic<std::int64_t> tasks = 0;
+  const auto run = [](void* context, std::int64_t count, Executor::Task task, void* arg) {
+    for (std::int64_t i = count; i > 0; --i) task(arg, i - 1);  // any order will do
+    *static_cast<std::atomic<std::int64_t>*>(context) += count;
+  };
+  gn.options.executor = {.run = run, .context = &tasks, .threads = 4};
+  EXPECT_TRUE(same_bits(gn.forward(x), expected));
+  EXPECT_GT(tasks, 1);
+  gn.options.executor = pool(3);
+  EXPECT_TRUE(same_bits(gn.forward(x), expected));
+}
+
+TEST(GroupNormalization, CanBeCopiedAndMoved) {
+  GroupNormalization gn(2, 4);
+  gn.gamma()[0] = 5;
+  GroupNormalization copy = gn;
+  copy.gamma()[0] = 6;
+  EXPECT_EQ(gn.gamma()[0], 5);
+  const GroupNormalization moved = std::move(copy);
+  EXPECT_EQ(moved.gamma()[0], 6);
+  static_assert(!std::is_copy_constructible_v<Normalization>);  // would cut the layer off
+}
+
+// ---- Batch normalization
+
+struct Channel {
+  double mean = 0, unbiased = 0;  // the variance divided by m - 1
+};
+
+// Of each channel of a channels_first x, over all examples and positions.
+std::vector<Channel> channels_of(const Tensor& x) {
+  const Shape shape = x.ncs();
+  std::vector<Channel> channels(static_cast<std::size_t>(shape.c));
+  const auto m = static_cast<double>(shape.n * shape.s);
+  const auto for_each = [&](auto&& f) {
+    for (std::int64_t i = 0; i < x.size(); ++i) {
+      f(channels[static_cast<std::size_t>(i / shape.s % shape.c)],
+        detail::load_element(x.dtype(), x.data(), i));
+    }
+  };
+  for_each([&](Channel& channel, double value) { channel.mean += value / m; });
+  for_each([&](Channel& channel, double value) {
+    channel.unbiased += (value - channel.mean) * (value - channel.mean) / (m - 1);
+  });
+  return channels;
+}
+
+TEST(BatchNormalization, StartsInTrainingWithTheStandardNormal) {
+  const BatchNormalization bn(3);
+  EXPECT_TRUE(bn.training());
+  EXPECT_TRUE(std::ranges::equal(bn.running_mean(), std::array{0.0, 0.0, 0.0}));
+  EXPECT_TRUE(std::ranges::equal(bn.running_var(), std::array{1.0, 1.0, 1.0}));
+}
+
+TEST(BatchNormalization, MovesItsRunningStatisticsByTheMomentum) {
+  for (const int correction : {0, 1}) {
+    for (const double momentum : {0.1, 0.5, 1.0, 0.0}) {
+      SCOPED_TRACE("correction " + std::to_string(correction) + ", momentum " +
+                   std::to_string(momentum));
+      BatchNormalization bn(3, 1e-5, momentum);
+      bn.options.correction = correction;
+      const Tensor x = random_tensor({4, 3, 5});
+      const std::vector<Channel> channels = channels_of(x);
+      bn.forward(x);
+      bn.forward(x);
+      const double kept = (1 - momentum) * (1 - momentum);
+      for (std::size_t c = 0; c < 3; ++c) {
+        EXPECT_NEAR(bn.running_mean()[c], (1 - kept) * channels[c].mean, 4 * kEpsilon);
+        EXPECT_NEAR(bn.running_var()[c], kept + (1 - kept) * channels[c].unbiased, 8 * kEpsilon);
+      }
+    }
+  }
+}
+
+TEST(BatchNormalization, UsesItsRunningStatisticsAfterEval) {
+  BatchNormalization bn(3, 1e-3);
+  fill_parameters(bn);
+  const Tensor x = random_tensor({4, 3, 5});
+  bn.forward(x);
+  bn.eval();
+  EXPECT_FALSE(bn.training());
+  const std::vector<double> mean(bn.running_mean().begin(), bn.running_mean().end());
+  const std::vector<double> var(bn.running_var().begin(), bn.running_var().end());
+
+  const Tensor y = bn.forward(x);
+  for (std::size_t i = 0; i < y.data<float>().size(); ++i) {
+    const std::size_t c = i / 5 % 3;
+    const double xhat = (x.data<float>()[i] - mean[c]) / std::sqrt(var[c] + 1e-3);
+    EXPECT_NEAR(y.data<float>()[i], bn.gamma()[c] * xhat + bn.beta()[c], 1e-5);
+  }
+  EXPECT_TRUE(std::ranges::equal(bn.mean(), mean));
+  for (std::size_t c = 0; c < 3; ++c) {
+    EXPECT_DOUBLE_EQ(bn.rstd()[c], 1 / std::sqrt(var[c] + 1e-3));
+  }
+  // They stay as they are; one element a channel is enough now; and training goes on from them.
+  EXPECT_TRUE(std::ranges::equal(bn.running_mean(), mean));
+  EXPECT_TRUE(std::ranges::equal(bn.running_var(), var));
+  EXPECT_EQ(bn.forward(Tensor({1, 3})).size(), 3);
+  bn.train();
+  bn.forward(x);
+  EXPECT_NE(bn.running_mean()[0], mean[0]);
+}
+
+TEST(BatchNormalization, TakesRunningStatisticsThatWereWritten) {
+  BatchNormalization bn(2, 0.0);
+  bn.eval();
+  bn.running_mean()[0] = 10;
+  bn.running_var()[0] = 4;
+  bn.running_var()[1] = 0;  // rstd 0: beta
+  bn.beta()[1] = 7;
+  Tensor x({1, 2, 2});
+  std::ranges::copy(std::array{12.0F, 6.0F, 3.0F, -3.0F}, x.data<float>().begin());
+  EXPECT_TRUE(std::ranges::equal(bn.forward(x).data<float>(), std::array{1.0F, -2.0F, 7.0F, 7.0F}));
+}
+
+TEST(BatchNormalization, KeepsAConstantChannelsVarianceAtZero) {
+  // 1 / rstd^2 - eps rounds to either side of 0, by eps; seen once the 1 of the start is gone.
+  for (int i = 0; i <= 100; ++i) {
+    const double eps = 1e-5 * i;
+    BatchNormalization bn(1, eps, /*momentum=*/1);
+    Tensor x({8, 1});
+    std::ranges::fill(x.data<float>(), 0.1F);
+    bn.forward(x);
+    bn.forward(x);
+    EXPECT_GE(bn.running_var()[0], 0) << "eps " << eps;
+    EXPECT_LT(bn.running_var()[0], 1e-15) << "eps " << eps;
+  }
+}
+
+TEST(BatchNormalization, ShowsNaNInItsRunningStatistics) {
+  BatchNormalization bn(2);
+  Tensor x = random_tensor({4, 2});
+  x.data<float>()[0] = static_cast<float>(kNaN);
+  bn.forward(x);
+  EXPECT_TRUE(std::isnan(bn.running_mean()[0]));
+  EXPECT_TRUE(std::isnan(bn.running_var()[0]));
+  EXPECT_FALSE(std::isnan(bn.running_mean()[1]));
+  EXPECT_FALSE(std::isnan(bn.running_var()[1]));
+}
+
+TEST(BatchNormalization, LearnsNothingFromWhatItRefusesOrFromNothing) {
+  BatchNormalization bn(3);
+  expect_error(
+      [&] {
+        bn.forward(Tensor({1, 3}));
+      },
+      {"BatchNormalization", "in training", "two elements", "x is [1, 3]"});
+  Tensor wrong({4, 3, 4});
+  expect_error([&] { bn.forward(random_tensor({4, 3, 5}), wrong); }, {"y: must have x's shape"});
+  bn.forward(Tensor({0, 3, 5}));
+  bn.forward(Tensor({4, 3, 0}));
+  EXPECT_TRUE(std::ranges::equal(bn.running_mean(), std::array{0.0, 0.0, 0.0}));
+  EXPECT_TRUE(std::ranges::equal(bn.running_var(), std::array{1.0, 1.0, 1.0}));
+}
+
+TEST(BatchNormalization, RefusesAMomentumThatIsNoShare) {
+  for (const double momentum : {-0.1, 1.5, kNaN}) {
+    expect_error([=] { BatchNormalization(3, 1e-5, momentum); }, {"momentum", "from 0 to 1"});
+  }
+}
+
+// ---- suggest_groups
+
+TEST(SuggestGroups, GivesThePapersDefaults) {
+  struct Row {
+    std::int64_t channels, groups, channels_per_group;
+  };
+  for (const Row& row : {Row{32, 32, 1}, Row{64, 32, 2}, Row{320, 32, 10}, Row{2048, 32, 64},
+                         Row{48, 3, 16}, Row{16, 1, 16}, Row{1, 1, 1}, Row{3, 1, 3}, Row{30, 2, 15},
+                         Row{17, 1, 17}, Row{255, 15, 17}, Row{997, 997, 1}, Row{24, 2, 12}}) {
+    const GroupSuggestion suggestion = suggest_groups(row.channels);
+    EXPECT_EQ(suggestion.groups, row.groups) << row.channels;
+    EXPECT_EQ(suggestion.channels_per_group, row.channels_per_group) << row.channels;
+    EXPECT_NE(std::string(suggestion.reason).find(row.channels % 32 == 0 ? "default" : "nearest"),
+              std::string::npos);
+  }
+}
+
+TEST(SuggestGroups, FindsTheNearestOfAllDivisors) {
+  for (std::int64_t channels = 1; channels <= 2000; ++channels) {
+    const GroupSuggestion suggestion = suggest_groups(channels);
+    ASSERT_EQ(suggestion.groups * suggestion.channels_per_group, channels);
+    if (channels % 32 == 0) continue;
+    const std::int64_t distance = std::abs(suggestion.channels_per_group - 16);
+    for (std::int64_t divisor = 1; divisor <= channels; ++divisor) {
+      if (channels % divisor != 0) continue;
+      ASSERT_GE(std::abs(divisor - 16), distance) << channels << " / " << divisor;
+    }
+  }
+}
+
+TEST(SuggestGroups, EndsForTheLargestAndRefusesNone) {
+  EXPECT_GT(suggest_groups(std::numeric_limits<std::int64_t>::max()).groups, 0);
+  expect_error([] { suggest_groups(0); }, {"channels", "at least 1", "channels=0"});
+  expect_error([] { suggest_groups(-32); }, {"channels=-32"});
+}
+
+// ---- describe
+
+TEST(Describe, NamesTheValuesThatBrokeTheRule) {
+  const auto spec = [](auto&& change) {
+    Spec result{.shape = {4, 6, 5}, .block = {1, 2}};
+    change(result);
+    return result;
+  };
+  const auto expect = [](Spec broken, Status status, const std::string& values) {
+    Plan plan;
+    ASSERT_EQ(Plan::make(broken, &plan), status) << values;
+    const std::string message = describe(status, broken);
+    EXPECT_EQ(message, std::string(status_string(status)) + "; got " + values);
+  };
+  expect(spec([](Spec& s) { s.shape.c = -6; }), Status::negative_size, "n=4, c=-6, s=5");
+  expect(spec([](Spec& s) { s.shape.s = std::int64_t{1} << 60; }), Status::size_overflow,
+         "n=4, c=6, s=1152921504606846976, data=f32, param_stride=0");
+  expect(spec([](Spec& s) { s.block = group_norm(s.shape, 4); }), Status::groups_do_not_divide,
+         "n=4, c=6, s=5");
+  expect(spec([](Spec& s) { s.block.examples = 3; }), Status::block_examples,
+         "block.examples=3, n=4");
+  expect(spec([](Spec& s) { s.block.channels = 4; }), Status::block_channels,
+         "block.channels=4, c=6");
+  expect(spec([](Spec& s) { s.data = static_cast<DType>(9); }), Status::unknown_dtype,
+         "data=9, param=0");
+  expect(spec([](Spec& s) { s.layout = static_cast<Layout>(5); }), Status::unknown_layout,
+         "layout=5");
+  expect(spec([](Spec& s) { s.activation = static_cast<Activation>(6); }),
+         Status::unknown_activation, "activation=6");
+  expect(spec([](Spec& s) { s.param = DType::f64; }), Status::param_dtype, "data=f32, param=f64");
+  expect(spec([](Spec& s) { s.param_stride = 5; }), Status::param_stride, "param_stride=5, c=6");
+  expect(spec([](Spec& s) { s.correction = -1; }), Status::correction, "correction=-1");
+  expect(spec([](Spec& s) {
+           s.block = instance_norm(s.shape);
+           s.shape.s = 1;
+           s.correction = 1;
+         }),
+         Status::too_few_elements, "block.examples=1, block.channels=1, s=1");
+  expect(spec([](Spec& s) { s.eps = -0.5; }), Status::eps, "eps=-0.5");
+}
+
+TEST(Describe, SaysTheRuleAloneWhereTheSpecIsNotToBlame) {
+  for (const Status status : {Status::ok, Status::overlap, Status::workspace_too_small,
+                              Status::unknown_target, Status::not_planned}) {
+    EXPECT_EQ(describe(status, Spec{}), status_string(status));
+  }
+}
+
+}  // namespace
+}  // namespace groupnorm::testing

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# exports.sh static|shared PREFIX: the library shows gn_* and groupnorm::, and nothing else. A static
+# library also holds copies of the standard library's templates; those are weak and clash with nobody.
+set -euo pipefail
+kind=$1 prefix=$2
+case $kind in
+  shared) symbols=$(nm -DC --defined-only "$prefix/lib/libgroupnorm.so") ;;
+  static) symbols=$(nm -gC --defined-only "$prefix/lib/libgroupnorm.a" | grep -E '^[0-9a-f]+ [A-TX-Z] ') ;;
+esac
+names=$(cut -d' ' -f3- <<<"$symbols")
+
+for expected in gn_ groupnorm::; do
+  grep -q "^$expected" <<<"$names" || { echo "$kind: no symbol starts with $expected"; exit 1; }
+done
+if grep -Ev '^((vtable|typeinfo|typeinfo name) for )?(gn_|groupnorm::)' <<<"$names"; then
+  echo "$kind: the symbols above should not be exported"
+  exit 1
+fi
