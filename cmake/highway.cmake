@@ -7,7 +7,7 @@ if(NOT highway_include)
   include(FetchContent)
   FetchContent_Declare(highway
     GIT_REPOSITORY https://github.com/google/highway
-    GIT_TAG 1.0.7
+    GIT_TAG 1.0.3  # as in Debian 12: the one the tests run with
     GIT_SHALLOW ON
     SOURCE_SUBDIR headers-only)  # no such directory: its own build is left out
   FetchContent_MakeAvailable(highway)

@@ -75,8 +75,10 @@ Block from_c(const gn_block& block) { return {block.examples, block.channels}; }
 
 // Far above any version of a struct: what is larger was never initialized.
 constexpr std::size_t kMaxStructSize = 4096;
-constexpr std::size_t kFirstSpecSize = sizeof(gn_spec);
-constexpr std::size_t kFirstForwardArgsSize = sizeof(gn_forward_args);
+// The least that a caller may have: version 1 ended with these fields.
+constexpr std::size_t kFirstSpecSize = offsetof(gn_spec, param_stride) + sizeof(std::int64_t);
+constexpr std::size_t kFirstForwardArgsSize =
+    offsetof(gn_forward_args, given_rstd) + sizeof(const double*);
 
 // Reads what the caller's version of `in` and ours share; the rest of `*out` is 0. False for a size
 // that no version has, or where a field that we do not know is set.

@@ -13,6 +13,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 namespace groupnorm::detail {
 
@@ -72,6 +73,8 @@ struct SplitMean {
   double hi, lo;
 };
 inline SplitMean split_mean(const Call& call, double mean) {
+  constexpr double kNan = std::numeric_limits<double>::quiet_NaN();  // see RoundBF16 in simd-inl.h
+  if (std::isnan(mean)) return {kNan, kNan};
   const double hi = call.compute == 8 ? mean : static_cast<double>(static_cast<float>(mean));
   return {hi, mean - hi};
 }

@@ -18,9 +18,9 @@ struct Moments {
   double m2;
 };
 
-// Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for computing sample
-// variances", 1979. Equal means stay exactly equal. Not associative in floating point: merges run
-// in an order that the shape alone decides.
+// Chan, Golub & LeVeque, "Algorithms for computing the sample variance", 1983, eq. 2.1. Equal means
+// stay exactly equal. Not associative in floating point: merges run in an order that the shape
+// alone decides.
 inline Moments merge(const Moments& a, const Moments& b) {
   if (a.count == 0) return b;
   const double count = a.count + b.count;
@@ -58,10 +58,11 @@ struct Statistics {
   bool extreme;
 };
 
-// |x - mean| <= sqrt(m2), so below this bound no f32 difference of elements overflows; and rstd
-// below 2^100 keeps gamma * rstd finite.
+// |x - mean| <= sqrt(m2), so below this bound no f32 difference of elements overflows; and with
+// rstd below 2^60, gamma * rstd overflows for |gamma| above 2^67 alone.
 inline constexpr double kExtremeM2 = 0x1p200;
-inline constexpr double kExtreme = 0x1p100;
+inline constexpr double kExtremeMean = 0x1p100;
+inline constexpr double kExtremeRstd = 0x1p60;
 
 inline bool needs_extreme(const Spec& spec, bool out_of_range) {
   return out_of_range && spec.data != DType::f64;
@@ -73,13 +74,13 @@ inline Statistics finish(const Spec& spec, const Moments& moments) {
       spec.center ? moments.m2 : moments.m2 + moments.count * moments.mean * moments.mean;
   const double spread = std::max(m2, 0.0) / (moments.count - spec.correction) + spec.eps;
   const double rstd = spread == 0 ? 0 : 1 / std::sqrt(spread);
-  return {mean, rstd, needs_extreme(spec, m2 >= kExtremeM2 || rstd >= kExtreme)};
+  return {mean, rstd, needs_extreme(spec, m2 >= kExtremeM2 || rstd >= kExtremeRstd)};
 }
 
 inline Statistics given(const Spec& spec, const Forward& args, std::int64_t block) {
   const double mean = spec.center ? args.given_mean[block] : 0;
   const double rstd = args.given_rstd[block];
-  const bool out_of_range = std::fabs(mean) >= kExtreme || std::fabs(rstd) >= kExtreme;
+  const bool out_of_range = std::fabs(mean) >= kExtremeMean || std::fabs(rstd) >= kExtremeRstd;
   return {mean, rstd, needs_extreme(spec, out_of_range)};
 }
 

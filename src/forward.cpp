@@ -84,8 +84,9 @@ class Pass {
   }
 
   bool small() const {
-    const std::int64_t elements = call_.spec.block.channels * call_.spec.shape.s;
-    return Walk::kMaxBlocks == 1 && call_.schedule.chunks == 1 && elements <= kSmallUnit;
+    const Block& block = call_.spec.block;
+    const std::int64_t elements = block.examples * block.channels * call_.spec.shape.s;
+    return Walk::kMaxBlocks == 1 && elements <= kSmallUnit;
   }
 
   // Small units: a few are reduced before the first is applied, so that the long latencies of the
@@ -167,7 +168,8 @@ Status Plan::forward(const Forward& args, std::span<std::byte> workspace,
   const detail::Call call{spec_, schedule_, *kernels_, args, store};
   const std::int64_t bytes = spec_.shape.n * spec_.shape.c * spec_.shape.s * call.element;
   const Executor alone;
-  const Executor& used = bytes < detail::kParallelBytes ? alone : executor;
+  const bool small = bytes < detail::kParallelBytes;
+  const Executor& used = small || executor.run == nullptr ? alone : executor;
   void* aligned = workspace.data();
   std::size_t room = workspace.size();
   auto* const partial = static_cast<detail::Moments*>(

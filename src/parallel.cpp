@@ -6,7 +6,6 @@
 #include <atomic>
 #include <cstdlib>
 #include <memory>
-#include <mutex>
 #include <thread>
 #include <vector>
 #if defined(__linux__)
@@ -121,9 +120,19 @@ class Pool {
   ~Pool() { forget_after_fork(); }
 
   void run(std::int64_t count, Executor::Task task, void* arg) {
-    const std::unique_lock lock(busy_, std::try_to_lock);
-    if (count > 1 && lock.owns_lock() && prepare(count)) return crew_->run(count, task, arg);
-    for (std::int64_t i = 0; i < count; ++i) task(arg, i);
+    // One job at a time: another caller's, or one from within a task, runs where it is.
+    const bool ours = count > 1 && !busy_.test_and_set(std::memory_order_acquire);
+    const bool shared = ours && prepare(count);
+    if (shared) crew_->run(count, task, arg);
+    if (ours) busy_.clear(std::memory_order_release);
+    for (std::int64_t i = 0; i < count && !shared; ++i) task(arg, i);
+  }
+
+  // The most threads that anybody asked for are the most that run() starts.
+  void allow(int threads) {
+    int most = most_.load(std::memory_order_relaxed);
+    while (most < threads && !most_.compare_exchange_weak(most, threads)) {
+    }
   }
 
  private:
@@ -135,7 +144,8 @@ class Pool {
       return false;
     }
     owner_ = process_id();
-    crew_->grow(static_cast<std::size_t>(std::min<std::int64_t>(count, kMaxThreads) - 1));
+    const std::int64_t most = most_.load(std::memory_order_relaxed);
+    crew_->grow(static_cast<std::size_t>(std::min(count, most) - 1));
     return true;
   }
 
@@ -145,7 +155,8 @@ class Pool {
     if (crew_ != nullptr && owner_ != process_id()) static_cast<void>(crew_.release());
   }
 
-  std::mutex busy_;
+  std::atomic_flag busy_;
+  std::atomic<int> most_{1};
   std::unique_ptr<Crew> crew_;
   std::int64_t owner_ = 0;
 };
@@ -176,6 +187,7 @@ Executor pool(int threads) noexcept {
   static const int by_default = detail::default_threads();
   static detail::Pool pool;
   const int asked = threads > 0 ? std::min(threads, detail::kMaxThreads) : by_default;
+  pool.allow(asked);
   const auto run = [](void* context, std::int64_t count, Executor::Task task, void* arg) {
     static_cast<detail::Pool*>(context)->run(count, task, arg);
   };

@@ -13,9 +13,8 @@
 //            block.channels * s elements. A chunk is whole rows of s positions or a part of one, of
 //            one run; or several short runs. Coefficients are uniform along a row.
 //   columns  channels_last, or s = 1: block.examples examples are block.examples * s rows of c
-//   lanes,
-//            and a unit is a tile of those lanes. A chunk is a range of rows. Coefficients differ
-//            from lane to lane.
+//            lanes, and a unit is a tile of those lanes. A chunk is a range of rows. Coefficients
+//            differ from lane to lane.
 //
 // Schedule (groupnorm.hpp):
 //   units            rows: blocks; columns: n / block.examples * tiles
@@ -24,8 +23,7 @@
 //   chunk            rows: elements of a run; columns: rows of lanes
 //   runs_per_chunk   rows: above 1 only where a chunk is whole runs
 //   tile             columns: lanes; a multiple of block.channels, at most kMaxLanes unless it is
-//   one
-//                    wider block
+//                    one wider block
 //   merged           columns: rows that are taken as one row of c * merged lanes, where c is small
 //   columns          the walk
 //   by_runs          columns: few rows, so a block's moments come from each row's run of lanes

@@ -173,7 +173,7 @@ const char* status_string(Status status) noexcept {
     case Status::unknown_target: return "target: no instruction set of this library has that name";
     case Status::unavailable_target:
       return "target: this machine or this build does not have that instruction set";
-    case Status::null_pointer: return "x, y: must not be null";
+    case Status::null_pointer: return "x, y (and spec, plan, args): must not be null";
     case Status::missing_statistics:
       return "given_mean, given_rstd: must be passed where the Spec says given_statistics";
     case Status::unexpected_statistics:

@@ -109,8 +109,8 @@ std::string name_of(const Row& row) {
   return name;
 }
 
-// Adds the row, unless its norm has no meaning there: groups that do not divide, one element by m
-// - 1.
+// Adds the row, unless its norm has no meaning there: groups that do not divide, or one element
+// divided by m - 1.
 void add(const Row& row, std::vector<Case>* list) {
   const std::optional<Shape> shape = parse_shape(row.size.shape);
   assert(shape.has_value());
@@ -294,9 +294,7 @@ double largest_slope(Activation activation) {
   return 1;
 }
 
-// f32: the engine's promise of 3: half an eps each for x - mean_hi, rounding a to f32 and the two
-// fused multiply-adds, which are of the size of `scale`, and as much again to spare for the
-// statistics' short f32 chains.
+// f32: the engine's promise of 3; docs/numerics.md derives it.
 double f32_bound(const Spec& spec) { return 3 * largest_slope(spec.activation); }
 
 // f64: the same 3, and one more because the mean is held as one double, by the engine and by the

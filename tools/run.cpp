@@ -128,7 +128,7 @@ int run(const Options& options) {
   const Params params = read_params(options, shape, x.dtype);
   Spec spec = options.norm.spec(shape, x.dtype, params.dtype);
   spec.param_stride = params.stride;
-  // The reference has no instruction set, so it takes the one that is always there.
+  // The reference has no instruction set; a plan is only made for its checks.
   const Plan plan =
       options.reference ? make_plan(spec, targets().back()) : options.engine.plan(spec);
   if (options.reference) require_memory(memory_needed(spec), "'" + options.x + "'");

@@ -124,7 +124,7 @@ struct Spec {
 
 // Runs task(arg, i) once for each i in [0, count), in any order, and returns when all are done.
 // `threads` says how finely the engine cuts its work (the bits of the result do not depend on it).
-// Without `run` the calling thread does everything.
+// Without `run` the calling thread does everything, and `threads` is 1.
 struct Executor {
   using Task = void (*)(void* arg, std::int64_t index);
   void (*run)(void* context, std::int64_t count, Task task, void* arg) = nullptr;
@@ -199,7 +199,8 @@ class GROUPNORM_API Plan {
   const detail::Kernels* kernels_ = nullptr;
 };
 
-// The instruction sets compiled in that this machine has, best first; the last is always "scalar".
+// The instruction sets compiled in that this machine has, best first; the last is what the compiler
+// may use anyway: "scalar" on x86, "neon" on 64-bit Arm.
 GROUPNORM_API std::span<const char* const> targets() noexcept;
 
 // What a Plan made now would run: GROUPNORM_TARGET, read once, or targets()[0].

@@ -15,8 +15,6 @@
 #include "kernels/reduce-inl.h"
 #include "kernels/simd-inl.h"
 
-#include <hwy/cache_control.h>
-
 #include <cstdint>
 #include <cstring>
 
@@ -30,10 +28,15 @@ HWY_INLINE V Normalize(D d, V x, V mean, V a, V b) {
   return Act::Apply(d, hn::MulAdd(hn::Sub(x, mean), a, b));
 }
 
-// Elements from p to the next address that a vector store of T may stream to.
-template <class T>
-HWY_INLINE std::int64_t ToAligned(const T* p, std::int64_t lanes) {
-  const auto bytes = static_cast<std::uintptr_t>(lanes) * sizeof(T);
+template <class Act, class D, class V>
+HWY_INLINE Pair<V> Normalize(D d, const Pair<V>& x, V mean, V a, V b) {
+  return {Normalize<Act>(d, x.v0, mean, a, b), Normalize<Act>(d, x.v1, mean, a, b)};
+}
+
+// Elements from p to the next address that a whole vector may be streamed to.
+template <class D, class T>
+HWY_INLINE std::int64_t ToAligned(D d, const T* p) {
+  const std::size_t bytes = hn::Lanes(d) * sizeof(hn::TFromD<D>);
   const std::uintptr_t past = reinterpret_cast<std::uintptr_t>(p) % bytes;
   return past == 0 ? 0 : static_cast<std::int64_t>((bytes - past) / sizeof(T));
 }
@@ -46,25 +49,23 @@ struct NoSums {
 template <class T, class Act, Store kStore, class D, class V, class Sums>
 HWY_INLINE void ApplyRow(D d, const T* x, T* y, std::int64_t count, V mean, V a, V b, Sums& sums) {
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  if constexpr (kStore == Store::streaming) {
+    if (count < 4 * lanes) return ApplyRow<T, Act, Store::cached>(d, x, y, count, mean, a, b, sums);
+  }
   const auto last = LoadAs(d, x + count - lanes);
   std::int64_t i = 0;
   if constexpr (kStore == Store::streaming) {
-    StoreAs<Store::cached>(d, Normalize<Act>(d, LoadAs(d, x), mean, a, b), y);
-    i = ToAligned(y, lanes);
+    StorePair<Store::cached>(d, Normalize<Act>(d, LoadPair(d, x), mean, a, b), y);
+    i = ToAligned(d, y);
   }
   for (; i + 4 * lanes <= count; i += 4 * lanes) {
-    const auto x0 = LoadAs(d, x + i);
-    const auto x1 = LoadAs(d, x + i + lanes);
-    const auto x2 = LoadAs(d, x + i + 2 * lanes);
-    const auto x3 = LoadAs(d, x + i + 3 * lanes);
-    StoreAs<kStore>(d, Normalize<Act>(d, x0, mean, a, b), y + i);
-    StoreAs<kStore>(d, Normalize<Act>(d, x1, mean, a, b), y + i + lanes);
-    StoreAs<kStore>(d, Normalize<Act>(d, x2, mean, a, b), y + i + 2 * lanes);
-    StoreAs<kStore>(d, Normalize<Act>(d, x3, mean, a, b), y + i + 3 * lanes);
+    const auto near = LoadPair(d, x + i), far = LoadPair(d, x + i + 2 * lanes);
+    StorePair<kStore>(d, Normalize<Act>(d, near, mean, a, b), y + i);
+    StorePair<kStore>(d, Normalize<Act>(d, far, mean, a, b), y + i + 2 * lanes);
     sums.Step();
   }
   for (; i + lanes <= count; i += lanes) {
-    StoreAs<kStore>(d, Normalize<Act>(d, LoadAs(d, x + i), mean, a, b), y + i);
+    StoreAs<Store::cached>(d, Normalize<Act>(d, LoadAs(d, x + i), mean, a, b), y + i);
   }
   if (i < count) StoreAs<Store::cached>(d, Normalize<Act>(d, last, mean, a, b), y + count - lanes);
 }
@@ -114,14 +115,29 @@ HWY_INLINE void ApplyBand(const Kernels::ApplyLanes& args, const T* x, T* y) {
   for (std::int64_t r = 0; partial && r < kRows; ++r) {
     hn::Store(LoadAs(d, x + r * stride + last), d, ends + r * lanes);
   }
+  constexpr std::int64_t kLines = kRows * hn::MaxLanes(d) * sizeof(T) / 64;
+  auto ahead = Ahead<T>::template Of<kRows>(x, stride, args.width);
   std::int64_t i = 0;
+  for (; i + 2 * lanes <= args.width; i += 2 * lanes) {
+    ahead.Fetch(2 * kLines);
+    const auto vm = LoadForPair<T>(d, mean + i);
+    const auto va = LoadForPair<T>(d, a + i);
+    const auto vb = LoadForPair<T>(d, b + i);
+    for (std::int64_t r = 0; r < kRows; ++r) {
+      const std::int64_t at = r * stride + i;
+      const auto [v0, v1] = LoadPair(d, x + at);
+      const Pair<decltype(v0)> both{Normalize<Act>(d, v0, vm.v0, va.v0, vb.v0),
+                                    Normalize<Act>(d, v1, vm.v1, va.v1, vb.v1)};
+      StorePair<kStore>(d, both, y + at);
+    }
+  }
   for (; i <= last; i += lanes) {
     const auto vm = hn::LoadU(d, mean + i);
     const auto va = hn::LoadU(d, a + i);
     const auto vb = hn::LoadU(d, b + i);
     for (std::int64_t r = 0; r < kRows; ++r) {
       const std::int64_t at = r * stride + i;
-      StoreAs<kStore>(d, Normalize<Act>(d, LoadAs(d, x + at), vm, va, vb), y + at);
+      StoreAs<Store::cached>(d, Normalize<Act>(d, LoadAs(d, x + at), vm, va, vb), y + at);
     }
   }
   for (std::int64_t r = 0; partial && r < kRows; ++r) {
@@ -173,9 +189,10 @@ void ApplyRows(const Kernels::ApplyRows& args) {
 
 template <class T>
 void ApplyLanes(const Kernels::ApplyLanes& args) {
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(hn::ScalableTag<Compute<T>>()));
-  const bool aligned = ToAligned(static_cast<const T*>(args.y), lanes) == 0 &&
-                       args.width % lanes == 0 && args.stride % lanes == 0;
+  // Every row begins on a vector where the first two do.
+  const hn::ScalableTag<Compute<T>> d;
+  T* const y = static_cast<T*>(args.y);
+  const bool aligned = ToAligned(d, y) == 0 && ToAligned(d, y + args.stride) == 0;
   if (args.store == Store::streaming && aligned) {
     DispatchActivation<LanesOf<T>, Store::streaming>(args);
     hwy::FlushStream();
@@ -202,6 +219,13 @@ HWY_INLINE hn::Vec<DC> FromDouble(DD, DC dc, hn::Vec<DD> v) {
   }
 }
 
+// v, with a NaN that rounds to a NaN of T (see RoundBF16).
+template <class T, class D, class V>
+HWY_INLINE V Clean(D d, V v) {
+  if constexpr (!std::is_same_v<T, BF16>) return v;
+  return hn::IfThenElse(hn::IsNaN(v), hn::Set(d, std::numeric_limits<float>::quiet_NaN()), v);
+}
+
 // T: the data's storage dtype, which sets the compute type; P: that of gamma and beta.
 template <class T, class P>
 void Coefficients(const Kernels::Coefficients& args) {
@@ -221,9 +245,9 @@ void Coefficients(const Kernels::Coefficients& args) {
       std::memcpy(buffer, p, static_cast<std::size_t>(left) * sizeof(P));
       return ToDouble<C>(dd, dc, LoadAs(dc, buffer));
     };
-    const auto a = FromDouble<C>(dd, dc, hn::Mul(rstd, param(args.gamma, C{1})));
+    const auto a = Clean<T>(dc, FromDouble<C>(dd, dc, hn::Mul(rstd, param(args.gamma, C{1}))));
     const auto shift = hn::Mul(mean_lo, ToDouble<C>(dd, dc, a));
-    const auto b = FromDouble<C>(dd, dc, hn::Sub(param(args.beta, C{0}), shift));
+    const auto b = Clean<T>(dc, FromDouble<C>(dd, dc, hn::Sub(param(args.beta, C{0}), shift)));
     hn::StoreU(a, dc, static_cast<C*>(args.a) + i);
     hn::StoreU(b, dc, static_cast<C*>(args.b) + i);
   }

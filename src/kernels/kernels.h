@@ -14,7 +14,7 @@
 namespace groupnorm::detail {
 
 // The most lanes that reduce_columns takes and that coefficients are made for at once: their
-// accumulators (20 bytes a lane) and coefficients (12 to 24) stay in L1.
+// accumulators (28 bytes a lane, 40 for f64) and coefficients (12 to 24) stay in L1.
 inline constexpr std::int64_t kMaxLanes = 512;
 
 enum class Store : bool { cached, streaming };
@@ -38,7 +38,7 @@ struct Kernels {
                          double* mean, double* m2);
 
   // a = rstd * gamma, b = beta - mean_lo * a, rounded once to the compute type; a, b [count] are
-  // padded to a multiple of `lanes`. gamma, beta [count] of the storage dtype (same) or float
+  // padded to a whole vector. gamma, beta [count] of the storage dtype (same) or float
   // (f32); null stands for 1 and 0. Each element's bits depend on its own inputs alone.
   struct Coefficients {
     const void* gamma;

@@ -2,8 +2,8 @@
 //
 //   d = x - pilot,  s1 = sum d,  s2 = sum d^2,  mean = pilot + s1 / n,  m2 = s2 - s1^2 / n
 //
-// No digit is lost to a large mean, as d holds none of it. f32 sums run over at most kChain terms
-// before they are folded into double. The pilot is the first element plus the mean distance of a
+// No digit is lost to a large mean, as d holds none of it. f32 sums run over some 32 terms before
+// they are folded into double. The pilot is the first element plus the mean distance of a
 // few samples, spread over the input, from it, rounded: a constant input gives exactly itself and
 // 0. Where it turns out further than two deviations from the mean (or a sum overflows, or there is
 // a NaN), m2 comes back as NaN.
@@ -91,10 +91,11 @@ class RunSums {
     constexpr std::int64_t kLanes = hn::MaxLanes(D());
     if (end_ - x_ < 4 * kLanes) return false;
     const D d;
-    Add(hn::Sub(LoadAs(d, x_), pilot_), a0_, q0_);
-    Add(hn::Sub(LoadAs(d, x_ + kLanes), pilot_), a1_, q1_);
-    Add(hn::Sub(LoadAs(d, x_ + 2 * kLanes), pilot_), a2_, q2_);
-    Add(hn::Sub(LoadAs(d, x_ + 3 * kLanes), pilot_), a3_, q3_);
+    const auto near = LoadPair(d, x_), far = LoadPair(d, x_ + 2 * kLanes);
+    Add(hn::Sub(near.v0, pilot_), a0_, q0_);
+    Add(hn::Sub(near.v1, pilot_), a1_, q1_);
+    Add(hn::Sub(far.v0, pilot_), a2_, q2_);
+    Add(hn::Sub(far.v1, pilot_), a3_, q3_);
     x_ += 4 * kLanes;
     if (--left_ == 0) FoldChain();
     return true;
@@ -188,8 +189,11 @@ template <std::int64_t kRows, class T>
 HWY_INLINE void AddBand(const T* x, std::int64_t stride, std::int64_t width,
                         ColumnSums<Compute<T>>* sums) {
   const hn::ScalableTag<Compute<T>> d;
+  constexpr std::int64_t kLines = kRows * hn::MaxLanes(d) * sizeof(T) / 64;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  auto ahead = Ahead<T>::template Of<kRows>(x, stride, width);
   for (std::int64_t i = 0; i < width; i += lanes) {
+    ahead.Fetch(kLines);
     const T* const column = x + std::min(i, width - lanes);
     const auto k = hn::Load(d, sums->pilot + i);
     const auto d0 = hn::Sub(LoadAs(d, column), k);

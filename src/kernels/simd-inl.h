@@ -9,8 +9,12 @@
 #include "dtype.h"
 #include "kernels/kernels.h"
 
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
+#include <algorithm>
+#include <cstdint>
+#include <limits>
 #include <type_traits>
 
 HWY_BEFORE_NAMESPACE();
@@ -81,16 +85,19 @@ HWY_INLINE VecU16<D> NarrowU16(D, hn::Vec<hn::RebindToUnsigned<D>> bits) {
   return hn::DemoteTo(hn::Rebind<std::uint16_t, D>(), hn::BitCast(hn::RebindToSigned<D>(), bits));
 }
 
-// Round to nearest even; NaN stays NaN and turns quiet. (Highway 1.0 truncates.)
+// The upper 16 bits of each lane hold v rounded to nearest even. (Highway 1.0 truncates.) A NaN
+// must have no bits in the lower 16, or it may become a number: those of bf16 data have none, and
+// the coefficients' are made so.
 template <class D, class V>
-HWY_INLINE VecU16<D> ToBF16(D d, V v) {
+HWY_INLINE hn::Vec<hn::RebindToUnsigned<D>> RoundBF16(D, V v) {
   const hn::RebindToUnsigned<D> du;
   const auto bits = hn::BitCast(du, v);
   const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1U));
-  const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(du, 0x7FFFU)));
-  const auto quiet = hn::Or(bits, hn::Set(du, 0x400000U));
-  const auto is_nan = hn::RebindMask(du, hn::IsNaN(v));
-  return NarrowU16(d, hn::ShiftRight<16>(hn::IfThenElse(is_nan, quiet, rounded)));
+  return hn::Add(hn::Add(bits, hn::Set(du, 0x7FFFU)), odd);
+}
+template <class D, class V>
+HWY_INLINE VecU16<D> ToBF16(D d, V v) {
+  return NarrowU16(d, hn::ShiftRight<16>(RoundBF16(d, v)));
 }
 
 // Round to nearest even, infinities and NaN kept.
@@ -145,6 +152,89 @@ HWY_INLINE void StoreAs(D d, V v, T* p) {
                         reinterpret_cast<std::uint16_t*>(p));
   }
 }
+
+// Two vectors: 2 * Lanes(d) consecutive elements. Those of bf16 come apart where both halves of 32
+// bits become numbers without a shuffle: elements 0, 2, 4, ... and 1, 3, 5, ...
+template <class T, class D>
+inline constexpr bool kEvenOdd = std::is_same_v<T, BF16>&& hn::MaxLanes(D()) > 1;
+
+template <class V>
+struct Pair {
+  V v0, v1;
+};
+
+template <class D, class T>
+HWY_INLINE Pair<hn::Vec<D>> LoadPair(D d, const T* p) {
+  if constexpr (kEvenOdd<T, D>) {
+    const hn::RebindToUnsigned<D> du;
+    const auto* const u16 = reinterpret_cast<const std::uint16_t*>(p);
+    const auto both = hn::BitCast(du, hn::LoadU(hn::Repartition<std::uint16_t, D>(), u16));
+    const auto upper = hn::And(both, hn::Set(du, 0xFFFF0000U));
+    return {hn::BitCast(d, hn::ShiftLeft<16>(both)), hn::BitCast(d, upper)};
+  } else {
+    return {LoadAs(d, p), LoadAs(d, p + hn::Lanes(d))};
+  }
+}
+
+// What belongs to the elements of a pair of T, from p in the compute type.
+template <class T, class D>
+HWY_INLINE Pair<hn::Vec<D>> LoadForPair(D d, const Compute<T>* p) {
+  Pair<hn::Vec<D>> pair{hn::LoadU(d, p), hn::LoadU(d, p + hn::Lanes(d))};
+  if constexpr (kEvenOdd<T, D>) hn::LoadInterleaved2(d, p, pair.v0, pair.v1);
+  return pair;
+}
+
+// p is aligned to a vector where kStore is streaming.
+template <Store kStore, class D, class V, class T>
+HWY_INLINE void StorePair(D d, const Pair<V>& pair, T* p) {
+  if constexpr (kEvenOdd<T, D>) {
+    const hn::RebindToUnsigned<D> du;
+    const hn::Repartition<std::uint16_t, D> du16;
+    const auto upper = hn::And(RoundBF16(d, pair.v1), hn::Set(du, 0xFFFF0000U));
+    const auto both = hn::Or(hn::ShiftRight<16>(RoundBF16(d, pair.v0)), upper);
+    StoreVector<kStore>(du16, hn::BitCast(du16, both), reinterpret_cast<std::uint16_t*>(p));
+  } else {
+    StoreAs<kStore>(d, pair.v0, p);
+    StoreAs<kStore>(d, pair.v1, p + hn::Lanes(d));
+  }
+}
+
+// Fetches rows x [.., width], `stride` elements apart, in the order of their addresses. Loops that
+// go down the columns of a band of rows read in an order that memory serves at half its speed; the
+// lines they are about to need are there when they come.
+template <class T>
+class Ahead {
+ public:
+  HWY_INLINE Ahead(const T* x, std::int64_t stride, std::int64_t width)
+      : line_(x), width_(stride == width ? std::numeric_limits<std::int64_t>::max() : width) {
+    left_ = width_;
+    skip_ = stride - (width + kLine - 1) / kLine * kLine;
+  }
+
+  // Where to start while the band at x, of kRows rows, is being read.
+  template <std::int64_t kRows>
+  static HWY_INLINE Ahead Of(const T* x, std::int64_t stride, std::int64_t width) {
+    constexpr std::int64_t kDistance = 8192 / sizeof(T);
+    const std::int64_t rows = std::max(kRows, kDistance / width);
+    return {x + rows * stride, stride, width};
+  }
+
+  HWY_INLINE void Fetch(std::int64_t lines) {
+    for (std::int64_t i = 0; i < lines; ++i) {
+      hwy::Prefetch(line_);
+      line_ += kLine;
+      left_ -= kLine;
+      if (left_ > 0) continue;
+      line_ += skip_;
+      left_ = width_;
+    }
+  }
+
+ private:
+  static constexpr std::int64_t kLine = 64 / sizeof(T);
+  const T* line_;
+  std::int64_t width_, left_, skip_;
+};
 
 }  // namespace HWY_NAMESPACE
 }  // namespace groupnorm::detail

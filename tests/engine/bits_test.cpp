@@ -107,7 +107,7 @@ TEST(Bits, AnExampleAloneOrInABatch) {
   }
 }
 
-// Streaming stores are chosen by size: a tensor above the threshold against its examples below it.
+// Streaming stores are chosen by size, and never in place.
 TEST(Bits, StreamingStores) {
   for (const char* const target : targets()) {
     for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {

@@ -75,6 +75,37 @@ TEST(Conversion, EveryNumberOnEveryTarget) {
   }
 }
 
+// Rounding up the bits of some NaN would carry into the sign: they must not become numbers.
+TEST(Conversion, NotANumberWhateverItsBits) {
+  const auto every_bit = std::bit_cast<float>(0x7FFFFFFFU);
+  const double every_bit_of_64 = std::bit_cast<double>(0x7FFFFFFFFFFFFFFFULL);
+  for (const char* const target : targets()) {
+    for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
+      for (const int which : {0, 1, 2, 3}) {
+        Spec spec = group_spec({1, 64, 40}, 1);
+        spec.data = DType::bf16;
+        spec.layout = layout;
+        spec.given_statistics = true;
+        const std::vector<BF16> x(64 * 40, rounded<BF16>(1));
+        std::vector<BF16> y(x.size());
+        const std::vector<float> gamma(64, which == 0 ? every_bit : 1);
+        const std::vector<float> beta(64, which == 1 ? every_bit : 0);
+        const double mean = which == 2 ? every_bit_of_64 : 0;
+        const double rstd = which == 3 ? every_bit_of_64 : 1;
+        run(make_plan(spec, target), {.x = x.data(),
+                                      .y = y.data(),
+                                      .gamma = gamma.data(),
+                                      .beta = beta.data(),
+                                      .given_mean = &mean,
+                                      .given_rstd = &rstd});
+        for (const BF16 value : y) {
+          ASSERT_TRUE(std::isnan(to_float(value))) << target << ", the NaN is argument " << which;
+        }
+      }
+    }
+  }
+}
+
 TEST(Conversion, ReadingIsExact) {
   for (std::uint32_t i = 0; i < kAll; ++i) {
     const F16 h{static_cast<std::uint16_t>(i)};

