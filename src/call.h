@@ -96,8 +96,8 @@ class Coefficients {
     const auto kernel = call_.spec.param == call_.spec.data ? call_.kernels.coefficients_same
                                                             : call_.kernels.coefficients_f32;
     kernel({call_.param_at(call_.args.gamma, example, channel),
-            call_.param_at(call_.args.beta, example, channel), count, mean.lo, statistics.rstd,
-            a_ + at * call_.compute, b_ + at * call_.compute});
+            call_.param_at(call_.args.beta, example, channel), count, call_.spec.shape.c - channel,
+            mean.lo, statistics.rstd, a_ + at * call_.compute, b_ + at * call_.compute});
   }
 
   void fill_mean(std::int64_t at, std::int64_t count, double mean) {

@@ -236,13 +236,13 @@ void Coefficients(const Kernels::Coefficients& args) {
   const auto rstd = hn::Set(dd, args.rstd);
   const auto mean_lo = hn::Set(dd, args.mean_lo);
   for (std::int64_t i = 0; i < args.count; i += lanes) {
-    const std::int64_t left = std::min(lanes, args.count - i);
+    const std::int64_t readable = std::min(lanes, args.readable - i);
     const auto param = [&](const void* data, C missing) HWY_ATTR {
       if (data == nullptr) return hn::Set(dd, static_cast<double>(missing));
       const P* const p = static_cast<const P*>(data) + i;
-      if (left == lanes) return ToDouble<C>(dd, dc, LoadAs(dc, p));
+      if (readable == lanes) return ToDouble<C>(dd, dc, LoadAs(dc, p));
       P buffer[hn::MaxLanes(dd)] = {};
-      std::memcpy(buffer, p, static_cast<std::size_t>(left) * sizeof(P));
+      std::memcpy(buffer, p, static_cast<std::size_t>(readable) * sizeof(P));
       return ToDouble<C>(dd, dc, LoadAs(dc, buffer));
     };
     const auto a = Clean<T>(dc, FromDouble<C>(dd, dc, hn::Mul(rstd, param(args.gamma, C{1}))));

@@ -44,6 +44,7 @@ struct Kernels {
     const void* gamma;
     const void* beta;
     std::int64_t count;
+    std::int64_t readable;  // of gamma and beta: at least count
     double mean_lo;
     double rstd;
     void* a;
