@@ -121,7 +121,7 @@ TEST(Guard, Misaligned) {
       const Plan plan = make_plan(spec, target);
       Data aligned = make_data(c, 1);
       run(plan, aligned.forward);
-      for (const std::size_t shift : {1, 3, 5}) {
+      for (const std::size_t shift : {1U, 3U, 5U}) {
         const std::size_t bytes = aligned.x.size(), offset = shift * sizeof(float);
         Buffer x(bytes + 64), y(bytes + 64);
         std::memcpy(x.data() + offset, aligned.x.data(), bytes);

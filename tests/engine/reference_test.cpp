@@ -52,8 +52,8 @@ TEST(Reference, BlocksAndLayouts) {
           for (std::int64_t s = 0; s < 2; ++s) {
             const std::int64_t i =
                 layout == Layout::channels_first ? (n * 4 + c) * 2 + s : (n * 2 + s) * 4 + c;
-            const auto offset =
-                static_cast<double>(100 * (n / block.examples) + c / block.channels);
+            const std::int64_t row = n / block.examples, group = c / block.channels;
+            const auto offset = static_cast<double>(100 * row + group);
             expected[static_cast<std::size_t>(i)] = s == 0 ? -1 : 1;
             x[static_cast<std::size_t>(i)] = 3 * offset + (s == 0 ? -1 : 1);
           }

@@ -212,9 +212,9 @@ static void test_options_arrive(void) {
   args = make_args(x, y);
   args.mean = mean;
   CHECK(run(&spec, &args) == GN_STATUS_OK);
-  for (int b = 0; b < kBlocks; ++b) {
+  for (size_t b = 0; b < kBlocks; ++b) {
     double squares = 0;
-    for (int i = b * kM; i < (b + 1) * kM; ++i) squares += (double)x[i] * x[i] / kM;
+    for (size_t i = b * kM; i < (b + 1) * kM; ++i) squares += (double)x[i] * x[i] / kM;
     CHECK(mean[b] == 0);
     CHECK(fabs(y[b * kM] - x[b * kM] / sqrt(squares + 1e-5)) <= 1e-6);
   }
