@@ -79,14 +79,48 @@ inline SplitMean split_mean(const Call& call, double mean) {
   return {hi, mean - hi};
 }
 
-// mean, a and b of up to kMaxLanes lanes or rows, in the compute type.
+// Up to kMaxLanes numbers of the compute type, with room for a vector behind the last.
+class LaneArray {
+ public:
+  explicit LaneArray(const Call& call) : size_(call.compute) {}
+
+  const void* data() const { return bytes_; }
+  void* at(std::int64_t i) { return bytes_ + i * size_; }
+
+  void fill(std::int64_t at, std::int64_t count, double value) {
+    if (size_ == 8) {
+      std::fill_n(reinterpret_cast<double*>(bytes_) + at, count, value);
+    } else {
+      std::fill_n(reinterpret_cast<float*>(bytes_) + at, count, static_cast<float>(value));
+    }
+  }
+
+  // Entries [0, count) again behind themselves, until there are `copies` of them.
+  void repeat(std::int64_t count, std::int64_t copies) {
+    const std::int64_t bytes = count * size_;
+    for (std::int64_t i = 1; i < copies; ++i) std::copy_n(bytes_, bytes, bytes_ + i * bytes);
+  }
+
+  // Entry i from `from`'s entry (first + i) / length: a row's number for its lanes.
+  void spread(const LaneArray& from, std::int64_t first, std::int64_t count, std::int64_t length) {
+    for (std::int64_t i = 0; i < count; ++i) {
+      std::copy_n(from.bytes_ + (first + i) / length * size_, size_, bytes_ + i * size_);
+    }
+  }
+
+ private:
+  std::int64_t size_;
+  alignas(64) std::byte bytes_[(kMaxLanes + 16) * sizeof(double)];
+};
+
+// mean, a and b of up to kMaxLanes lanes or rows.
 class Coefficients {
  public:
-  explicit Coefficients(const Call& call) : call_(call) {}
+  explicit Coefficients(const Call& call) : call_(call), mean_(call), a_(call), b_(call) {}
 
-  const void* mean() const { return mean_; }
-  const void* a() const { return a_; }
-  const void* b() const { return b_; }
+  const void* mean() const { return mean_.data(); }
+  const void* a() const { return a_.data(); }
+  const void* b() const { return b_.data(); }
 
   // Entries [at, at + count): channels [channel, channel + count) of `example`. May write a vector
   // past them, so calls go upwards.
@@ -97,41 +131,24 @@ class Coefficients {
                                                             : call_.kernels.coefficients_f32;
     kernel({call_.param_at(call_.args.gamma, example, channel),
             call_.param_at(call_.args.beta, example, channel), count, call_.spec.shape.c - channel,
-            mean.lo, statistics.rstd, a_ + at * call_.compute, b_ + at * call_.compute});
+            mean.lo, statistics.rstd, a_.at(at), b_.at(at)});
   }
 
-  void fill_mean(std::int64_t at, std::int64_t count, double mean) {
-    if (call_.compute == 8) {
-      std::fill_n(reinterpret_cast<double*>(mean_) + at, count, mean);
-    } else {
-      std::fill_n(reinterpret_cast<float*>(mean_) + at, count, static_cast<float>(mean));
-    }
-  }
+  void fill_mean(std::int64_t at, std::int64_t count, double mean) { mean_.fill(at, count, mean); }
 
-  // Entries [0, count) again behind themselves, until there are `copies` of them.
   void repeat(std::int64_t count, std::int64_t copies) {
-    const std::int64_t bytes = count * call_.compute;
-    for (std::byte* const entries : {mean_, a_, b_}) {
-      for (std::int64_t i = 1; i < copies; ++i) std::copy_n(entries, bytes, entries + i * bytes);
-    }
+    for (LaneArray* const array : {&mean_, &a_, &b_}) array->repeat(count, copies);
   }
 
-  // Entry i of `rows` from `from`'s entry (first + i) / length: a row's coefficients for its lanes.
   void spread(const Coefficients& from, std::int64_t first, std::int64_t count,
               std::int64_t length) {
-    for (std::int64_t i = 0; i < count; ++i) {
-      const std::int64_t row = (first + i) / length * call_.compute;
-      std::copy_n(from.a_ + row, call_.compute, a_ + i * call_.compute);
-      std::copy_n(from.b_ + row, call_.compute, b_ + i * call_.compute);
-    }
+    a_.spread(from.a_, first, count, length);
+    b_.spread(from.b_, first, count, length);
   }
 
  private:
-  static constexpr std::size_t kBytes = (kMaxLanes + 16) * sizeof(double);
   const Call& call_;
-  alignas(64) std::byte mean_[kBytes];
-  alignas(64) std::byte a_[kBytes];
-  alignas(64) std::byte b_[kBytes];
+  LaneArray mean_, a_, b_;
 };
 
 // `count` elements of one channel, `stride` elements apart, by the scalar double path.

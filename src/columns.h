@@ -8,21 +8,66 @@
 
 namespace groupnorm::detail {
 
+// The lanes of a unit, and which of its blocks they belong to (see plan.h).
+class ColumnTiles {
+ public:
+  ColumnTiles(const Spec& spec, const Schedule& schedule)
+      : width_(spec.shape.c),
+        channels_(spec.block.channels),
+        tile_(schedule.tile),
+        tiles_(ceil_div(width_, tile_)) {}
+
+  // Of the row of blocks that is this unit's.
+  std::int64_t block_row(std::int64_t unit) const { return unit / tiles_; }
+  Range lanes(std::int64_t unit) const { return piece(unit % tiles_, tile_, width_); }
+  std::int64_t blocks(std::int64_t unit) const { return lanes(unit).size() / channels_; }
+  std::int64_t first_block(std::int64_t unit) const {
+    return block_row(unit) * (width_ / channels_) + lanes(unit).begin / channels_;
+  }
+
+  // f(block of the tile, its lanes within part, counted from part.begin)
+  template <class F>
+  void for_each_block(Range tile, Range part, F&& f) const {
+    for (std::int64_t lane = part.begin; lane < part.end;) {
+      const std::int64_t block = (lane - tile.begin) / channels_;
+      const std::int64_t end = std::min(part.end, tile.begin + (block + 1) * channels_);
+      f(block, Range{lane - part.begin, end - part.begin});
+      lane = end;
+    }
+  }
+
+  // Whether anything of `items`, one a block of the tile, that part touches is extreme.
+  template <class Item>
+  bool any_extreme(Range tile, Range part, const Item* items) const {
+    bool any = false;
+    for_each_block(tile, part, [&](std::int64_t b, Range) { any = any || items[b].extreme; });
+    return any;
+  }
+
+  // mean, a and b of the lanes of part.
+  void make_coefficients(const Call& call, Range tile, Range part, std::int64_t example,
+                         const Statistics* statistics, Coefficients* coefficients) const {
+    for_each_block(tile, part, [&](std::int64_t block, Range at) {
+      const Statistics& own = statistics[block];
+      coefficients->make(at.begin, at.size(), example, part.begin + at.begin, own);
+      coefficients->fill_mean(at.begin, at.size(), split_mean(call, own.mean).hi);
+    });
+  }
+
+ private:
+  std::int64_t width_, channels_, tile_, tiles_;
+};
+
 // See plan.h: a unit is a tile of lanes of all the rows of a block.
 class Columns {
  public:
   static constexpr std::int64_t kMaxBlocks = kMaxLanes;
   static constexpr bool kCarries = false;
 
-  explicit Columns(const Call& call) : call_(call) {}
+  explicit Columns(const Call& call) : call_(call), tiles_(call.spec, call.schedule) {}
 
-  std::int64_t blocks(std::int64_t unit) const {
-    return lanes(unit).size() / call_.spec.block.channels;
-  }
-  std::int64_t first_block(std::int64_t unit) const {
-    const std::int64_t channels = call_.spec.block.channels;
-    return unit / tiles() * (call_.spec.shape.c / channels) + lanes(unit).begin / channels;
-  }
+  std::int64_t blocks(std::int64_t unit) const { return tiles_.blocks(unit); }
+  std::int64_t first_block(std::int64_t unit) const { return tiles_.first_block(unit); }
 
   void reduce(std::int64_t unit, std::int64_t chunk, Moments* moments) const {
     std::fill_n(moments, blocks(unit), Moments{});
@@ -48,14 +93,11 @@ class Columns {
 
  private:
   std::int64_t width() const { return call_.spec.shape.c; }
-  std::int64_t tiles() const { return ceil_div(width(), call_.schedule.tile); }
-  Range lanes(std::int64_t unit) const {
-    return piece(unit % tiles(), call_.schedule.tile, width());
-  }
+  Range lanes(std::int64_t unit) const { return tiles_.lanes(unit); }
   // Rows are counted over the whole tensor: n * s of them.
   Range chunk_rows(std::int64_t unit, std::int64_t chunk) const {
     const std::int64_t rows = call_.spec.block.examples * call_.spec.shape.s;
-    const std::int64_t first = unit / tiles() * rows;
+    const std::int64_t first = tiles_.block_row(unit) * rows;
     const Range part = piece(chunk, call_.schedule.chunk, rows);
     return {first + part.begin, first + part.end};
   }
@@ -109,11 +151,12 @@ class Columns {
     Coefficients coefficients(call_);
     for (std::int64_t lane = 0; lane < tile.size(); lane += kMaxLanes) {
       const Range part{tile.begin + lane, std::min(tile.begin + lane + kMaxLanes, tile.end)};
-      if (part.size() * merged < call_.kernels.lanes || any_extreme(tile, part, statistics)) {
+      if (part.size() * merged < call_.kernels.lanes ||
+          tiles_.any_extreme(tile, part, statistics)) {
         apply_scalar(tile, part, rows, example, statistics);
         continue;
       }
-      make_coefficients(tile, part, example, statistics, &coefficients);
+      tiles_.make_coefficients(call_, tile, part, example, statistics, &coefficients);
       coefficients.repeat(part.size(), merged);
       const std::int64_t index = rows.begin * width() + part.begin;
       apply_lanes(coefficients, index, whole, merged, part.size());
@@ -134,36 +177,9 @@ class Columns {
                                coefficients.b(), call_.spec.activation, call_.store});
   }
 
-  // f(block of the tile, its lanes within part, counted from part.begin)
-  template <class F>
-  void for_each_block(Range tile, Range part, F&& f) const {
-    const std::int64_t channels = call_.spec.block.channels;
-    for (std::int64_t lane = part.begin; lane < part.end;) {
-      const std::int64_t block = (lane - tile.begin) / channels;
-      const std::int64_t end = std::min(part.end, tile.begin + (block + 1) * channels);
-      f(block, Range{lane - part.begin, end - part.begin});
-      lane = end;
-    }
-  }
-
-  bool any_extreme(Range tile, Range part, const Statistics* statistics) const {
-    bool any = false;
-    for_each_block(tile, part, [&](std::int64_t b, Range) { any = any || statistics[b].extreme; });
-    return any;
-  }
-
-  void make_coefficients(Range tile, Range part, std::int64_t example, const Statistics* statistics,
-                         Coefficients* coefficients) const {
-    for_each_block(tile, part, [&](std::int64_t block, Range at) {
-      const Statistics& own = statistics[block];
-      coefficients->make(at.begin, at.size(), example, part.begin + at.begin, own);
-      coefficients->fill_mean(at.begin, at.size(), split_mean(call_, own.mean).hi);
-    });
-  }
-
   void apply_scalar(Range tile, Range part, Range rows, std::int64_t example,
                     const Statistics* statistics) const {
-    for_each_block(tile, part, [&](std::int64_t block, Range at) {
+    tiles_.for_each_block(tile, part, [&](std::int64_t block, Range at) {
       for (std::int64_t i = at.begin; i < at.end; ++i) {
         const std::int64_t channel = part.begin + i;
         apply_channel(call_, rows.begin * width() + channel, rows.size(), width(), example, channel,
@@ -173,6 +189,7 @@ class Columns {
   }
 
   const Call& call_;
+  ColumnTiles tiles_;
 };
 
 }  // namespace groupnorm::detail

@@ -5,6 +5,7 @@
 #define GROUPNORM_SRC_EXTREME_H
 
 #include "fold.h"
+#include "kernels/kernels.h"
 
 #include <groupnorm/groupnorm.hpp>
 
@@ -23,6 +24,20 @@ struct ExtremeApply {
   Activation activation;
 };
 void extreme_apply(const ExtremeApply& args);
+
+// The backward pass of `count` elements of one channel, in double. mean_hi: the mean that the sums
+// and `shift` refer to (see kernels.h); z = a * (x - mean) + b.
+struct ExtremeGradient {
+  DType dtype;
+  const void* x;
+  const void* dy;
+  std::int64_t count, stride;
+  double mean, mean_hi, a, b;
+  Activation activation;
+};
+GradientSums extreme_gradient_sums(const ExtremeGradient& args);
+// dx = a * dz + (slope * (x - mean_hi) + shift); dx == dy is allowed.
+void extreme_gradient_apply(const ExtremeGradient& args, double shift, double slope, void* dx);
 
 }  // namespace groupnorm::detail
 

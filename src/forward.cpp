@@ -149,9 +149,6 @@ class Pass {
   const Executor& executor_;
 };
 
-// Smaller calls are over before a second thread is awake.
-constexpr std::int64_t kParallelBytes = 128 * 1024;
-
 }  // namespace
 }  // namespace detail
 

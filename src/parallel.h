@@ -10,6 +10,9 @@
 
 namespace groupnorm::detail {
 
+// Calls on smaller tensors are over before a second thread is awake.
+inline constexpr std::int64_t kParallelBytes = 128 * 1024;
+
 // body(begin, end) over disjoint ranges that cover [0, count), at most one a thread.
 template <class Body>
 void parallel_for(const Executor& executor, std::int64_t count, const Body& body) {

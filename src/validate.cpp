@@ -76,6 +76,30 @@ bool misaligned(const void* data, std::int64_t size) {
   return reinterpret_cast<std::uintptr_t>(data) % static_cast<std::uintptr_t>(size) != 0;
 }
 
+std::int64_t tensor_bytes(const Spec& spec) {
+  return spec.shape.n * spec.shape.c * spec.shape.s * size_of(spec.data);
+}
+
+std::int64_t param_bytes(const Spec& spec) {
+  const std::int64_t last_example = (spec.shape.n - 1) * spec.param_stride;
+  return (last_example + spec.shape.c) * size_of(spec.param);
+}
+
+// Whether an output touches an input or another output.
+template <std::size_t kOutputs, std::size_t kInputs>
+bool overlap(const std::array<Region, kOutputs>& outputs,
+             const std::array<Region, kInputs>& inputs) {
+  for (std::size_t i = 0; i < kOutputs; ++i) {
+    for (const Region& input : inputs) {
+      if (outputs[i].touches(input)) return true;
+    }
+    for (std::size_t j = 0; j < i; ++j) {
+      if (outputs[i].touches(outputs[j])) return true;
+    }
+  }
+  return false;
+}
+
 }  // namespace
 
 Status check_spec(const Spec& spec) noexcept {
@@ -123,28 +147,56 @@ Status check_forward(const Spec& spec, std::int64_t blocks, const Forward& args,
     return Status::workspace_too_small;
   }
 
-  const std::int64_t bytes = spec.shape.n * spec.shape.c * spec.shape.s * element;
-  const std::int64_t last_example = (spec.shape.n - 1) * spec.param_stride;
-  const std::int64_t param_bytes = (last_example + spec.shape.c) * param;
+  const std::int64_t bytes = tensor_bytes(spec), params = param_bytes(spec);
   const std::int64_t statistics_bytes = blocks * static_cast<std::int64_t>(sizeof(double));
   const Region x = region(args.x, bytes), y = region(args.y, bytes);
   const std::array outputs{y, region(args.mean, statistics_bytes),
                            region(args.rstd, statistics_bytes),
                            region(workspace.data(), static_cast<std::int64_t>(workspace.size()))};
-  const std::array inputs{region(args.gamma, param_bytes), region(args.beta, param_bytes),
+  const std::array inputs{region(args.gamma, params), region(args.beta, params),
                           region(args.given_mean, statistics_bytes),
                           region(args.given_rstd, statistics_bytes)};
   if (args.x != args.y && x.touches(y)) return Status::overlap;
-  for (std::size_t i = 0; i < outputs.size(); ++i) {
-    if (i > 0 && outputs[i].touches(x)) return Status::overlap;
-    for (const Region& input : inputs) {
-      if (outputs[i].touches(input)) return Status::overlap;
-    }
-    for (std::size_t j = 0; j < i; ++j) {
-      if (outputs[i].touches(outputs[j])) return Status::overlap;
-    }
+  for (std::size_t i = 1; i < outputs.size(); ++i) {
+    if (outputs[i].touches(x)) return Status::overlap;
   }
-  return Status::ok;
+  return overlap(outputs, inputs) ? Status::overlap : Status::ok;
+}
+
+Status check_backward(const Spec& spec, std::int64_t blocks, const Backward& args,
+                      std::span<std::byte> workspace, std::size_t needed) noexcept {
+  if (args.x == nullptr || args.dy == nullptr) return Status::null_pointer;
+  if (args.rstd == nullptr || (spec.center && args.mean == nullptr)) {
+    return Status::missing_statistics;
+  }
+  const std::int64_t element = size_of(spec.data), param = size_of(spec.param);
+  for (const void* tensor : {args.x, args.dy, static_cast<const void*>(args.dx)}) {
+    if (misaligned(tensor, element)) return Status::misaligned_pointer;
+  }
+  for (const void* params : {args.gamma, args.beta, static_cast<const void*>(args.dgamma),
+                             static_cast<const void*>(args.dbeta)}) {
+    if (misaligned(params, param)) return Status::misaligned_pointer;
+  }
+  for (const double* statistics : {args.mean, args.rstd}) {
+    if (misaligned(statistics, sizeof(double))) return Status::misaligned_pointer;
+  }
+  if (workspace.size() < needed || (needed > 0 && workspace.data() == nullptr)) {
+    return Status::workspace_too_small;
+  }
+
+  const std::int64_t bytes = tensor_bytes(spec), params = param_bytes(spec);
+  const std::int64_t statistics = blocks * static_cast<std::int64_t>(sizeof(double));
+  const Region dx = region(args.dx, bytes), dy = region(args.dy, bytes);
+  const std::array outputs{dx, region(args.dgamma, params), region(args.dbeta, params),
+                           region(workspace.data(), static_cast<std::int64_t>(workspace.size()))};
+  const std::array inputs{region(args.x, bytes), region(args.gamma, params),
+                          region(args.beta, params), region(args.mean, statistics),
+                          region(args.rstd, statistics)};
+  if (args.dx != args.dy && dx.touches(dy)) return Status::overlap;
+  for (std::size_t i = 1; i < outputs.size(); ++i) {
+    if (outputs[i].touches(dy)) return Status::overlap;
+  }
+  return overlap(outputs, inputs) ? Status::overlap : Status::ok;
 }
 
 }  // namespace detail
@@ -173,14 +225,15 @@ const char* status_string(Status status) noexcept {
     case Status::unknown_target: return "target: no instruction set of this library has that name";
     case Status::unavailable_target:
       return "target: this machine or this build does not have that instruction set";
-    case Status::null_pointer: return "x, y (and spec, plan, args): must not be null";
+    case Status::null_pointer: return "x, y, dy (and spec, plan, args): must not be null";
     case Status::missing_statistics:
-      return "given_mean, given_rstd: must be passed where the Spec says given_statistics";
+      return "given_mean, given_rstd (backward: mean, rstd): must be passed where they are read";
     case Status::unexpected_statistics:
       return "mean, rstd: written where statistics are computed, given_* read where they are given";
     case Status::misaligned_pointer: return "every pointer must be aligned to its element's size";
     case Status::overlap:
-      return "y, mean, rstd and workspace must not overlap other arguments (y == x is allowed)";
+      return "outputs and workspace must not overlap other arguments (y == x and dx == dy are "
+             "allowed)";
     case Status::workspace_too_small: return "workspace: must hold plan.workspace_bytes() bytes";
     case Status::executor: return "executor: threads must be from 1 to 1024";
     case Status::not_planned: return "plan: default-constructed; make it with Plan::make";

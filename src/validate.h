@@ -16,6 +16,9 @@ Status check_executor(const Executor& executor) noexcept;
 Status check_forward(const Spec& spec, std::int64_t blocks, const Forward& args,
                      std::span<std::byte> workspace, std::size_t needed) noexcept;
 
+Status check_backward(const Spec& spec, std::int64_t blocks, const Backward& args,
+                      std::span<std::byte> workspace, std::size_t needed) noexcept;
+
 }  // namespace groupnorm::detail
 
 #endif

@@ -237,10 +237,23 @@ Buffer normal_buffer(DType dtype, std::int64_t count, const Random& random, doub
   return buffer;
 }
 
+// Elements of gamma, with what lies between its rows.
+std::int64_t params_of(const Spec& spec) {
+  return spec.param_stride == 0 ? spec.shape.c : spec.shape.n * spec.param_stride;
+}
+
 std::int64_t blocks_of(const Spec& spec) {
   const auto [n, c, s] = spec.shape;
   if (n == 0 || c == 0 || s == 0) return 0;
   return n / spec.block.examples * (c / spec.block.channels);
+}
+
+// Where activation' jumps.
+std::span<const double> jumps(Activation activation) {
+  static constexpr double kRelu[] = {0}, kHardSwish[] = {-3, 3};
+  if (activation == Activation::relu) return kRelu;
+  if (activation == Activation::hard_swish) return kHardSwish;
+  return {};
 }
 
 // Points data->forward at what data holds.
@@ -301,6 +314,9 @@ double f32_bound(const Spec& spec) { return 3 * largest_slope(spec.activation); 
 // reference: half an eps of |mean| * rstd each, which is why the unit grows with it.
 double f64_bound(const Spec& spec) { return 4 * largest_slope(spec.activation); }
 
+// Gradients, f32 and f64: docs/numerics.md derives it.
+constexpr double kGradientUnits = 4;
+
 // The place of a 16-bit number among all of its format, in order; both zeros are 0.
 template <class T>
 int ordinal(T value) {
@@ -317,38 +333,84 @@ double value_at(int ordinal) {
 
 // What one element is held against.
 struct Exact {
-  double y, scale;
+  double value, scale;
   double mean_over_deviation;  // |mean| * rstd of its block
 };
 
 double error_of(float actual, const Exact& exact, double) {
-  return std::fabs(static_cast<double>(actual) - exact.y) / (kEps32 * exact.scale);
+  return std::fabs(static_cast<double>(actual) - exact.value) / (kEps32 * exact.scale);
 }
 
 double error_of(double actual, const Exact& exact, double) {
-  return std::fabs(actual - exact.y) / (kEps64 * (exact.scale + exact.mean_over_deviation));
+  return std::fabs(actual - exact.value) / (kEps64 * (exact.scale + exact.mean_over_deviation));
 }
 
 template <class T>
 double error_of(T actual, const Exact& exact, double f32_units) {
   T rounded;
-  detail::from_double(exact.y, &rounded);
+  detail::from_double(exact.value, &rounded);
   const int nearest = ordinal(rounded);
   const int steps = std::abs(ordinal(actual) - nearest);
   if (steps <= 1) return steps;
   const double step = value_at<T>(std::abs(nearest) + 1) - value_at<T>(std::abs(nearest));
   const double allowed = f32_units * kEps32 * exact.scale + step / 2;
-  return std::fabs(detail::to_double(actual) - exact.y) <= allowed ? 1 : steps;
+  return std::fabs(detail::to_double(actual) - exact.value) <= allowed ? 1 : steps;
 }
 
 template <class T>
 double error_or_infinite(T actual, const Exact& exact, double f32_units) {
   T rounded;
-  detail::from_double(exact.y, &rounded);
+  detail::from_double(exact.value, &rounded);
   const double expected = detail::to_double(rounded), got = detail::to_double(actual);
   if (std::isfinite(expected) && std::isfinite(got)) return error_of(actual, exact, f32_units);
   const bool same = std::isnan(expected) ? std::isnan(got) : expected == got;
   return same ? 0 : std::numeric_limits<double>::infinity();
+}
+
+// What a tensor is held against: element i, of `count`, is at exact_at(i).index and should be
+// exact_at(i).exact; `f32_units` is what f32 may be off.
+struct Place {
+  std::int64_t index;
+  Exact exact;
+};
+
+template <class ExactAt>
+Comparison worst_of(DType dtype, const void* tensor, std::int64_t count, double f32_units,
+                    const ExactAt& exact_at) {
+  Comparison worst{.error = -1};
+  detail::visit(dtype, [&](auto element) {
+    using T = decltype(element);
+    const T* const actual = static_cast<const T*>(tensor);
+    for (std::int64_t i = 0; i < count; ++i) {
+      const Place place = exact_at(i);
+      const double error = error_or_infinite(actual[place.index], place.exact, f32_units);
+      if (error <= worst.error) continue;
+      worst.error = error;
+      worst.index = place.index;
+      worst.expected = place.exact.value;
+      worst.actual = detail::to_double(actual[place.index]);
+    }
+  });
+  worst.error = std::max(worst.error, 0.0);
+  return worst;
+}
+
+// One eps of it is the smallest number of the dtype that computes.
+double least_scale(DType dtype) {
+  return dtype == DType::f64 ? std::numeric_limits<double>::min()
+                             : static_cast<double>(std::numeric_limits<float>::min());
+}
+
+Comparison worst_gradient(DType dtype, const char* name, const void* tensor, std::int64_t count,
+                          const auto& place) {
+  Comparison worst = worst_of(dtype, tensor, count, kGradientUnits, [&](std::int64_t i) {
+    Place at = place(i);
+    at.exact.scale = std::max(least_scale(dtype), at.exact.scale);
+    return at;
+  });
+  worst.bound = gradient_bound(dtype);
+  worst.tensor = name;
+  return worst;
 }
 
 std::int64_t block_of(const Spec& spec, std::int64_t index) {
@@ -404,7 +466,7 @@ Data make_data(const Case& c, std::uint64_t seed) {
   Data data;
   data.x = normal_buffer(spec.data, n * channels * s, Random(seed, kX), c.mean, c.deviation);
   data.y = Buffer(data.x.size());
-  const std::int64_t params = spec.param_stride == 0 ? channels : n * spec.param_stride;
+  const std::int64_t params = params_of(spec);
   if (c.gamma) data.gamma = normal_buffer(spec.param, params, Random(seed, kGamma), 1, 0.5);
   if (c.beta) data.beta = normal_buffer(spec.param, params, Random(seed, kBeta), 0, 0.5);
   const std::int64_t blocks = blocks_of(spec);
@@ -421,6 +483,51 @@ Data make_data(const Case& c, std::uint64_t seed) {
   }
   connect(spec, &data);
   return data;
+}
+
+GradientData make_gradient_data(const Case& c, std::uint64_t seed) {
+  constexpr std::uint64_t kDy = 5;  // the stream after those of make_data
+  const Spec& spec = c.spec;
+  Data data = make_data(c, seed);
+  const std::int64_t elements = spec.shape.n * spec.shape.c * spec.shape.s;
+  GradientData gradient{.x = std::move(data.x),
+                        .dy = normal_buffer(spec.data, elements, Random(seed, kDy), 0, 1),
+                        .gamma = std::move(data.gamma),
+                        .beta = std::move(data.beta),
+                        .mean = std::move(data.mean),
+                        .rstd = std::move(data.rstd),
+                        .dx = {},
+                        .dgamma = {},
+                        .dbeta = {},
+                        .backward = {}};
+
+  Spec linear = spec;  // whose y is z
+  linear.activation = Activation::none;
+  const detail::ReferenceResult z = detail::reference_forward(linear, data.forward);
+  gradient.mean = z.mean;
+  gradient.rstd = z.rstd;
+  const double nearness = 8 * (spec.data == DType::f64 ? kEps64 : kEps32);
+  for (const double jump : jumps(spec.activation)) {
+    for (std::size_t i = 0; i < z.y.size(); ++i) {
+      if (std::fabs(z.y[i] - jump) > nearness * z.scale[i]) continue;
+      detail::store_element(spec.data, gradient.dy.data(), static_cast<std::int64_t>(i), 0);
+    }
+  }
+
+  const std::size_t params = bytes_of(spec.param, params_of(spec));
+  gradient.dx = Buffer(gradient.x.size());
+  gradient.dgamma = Buffer(params);
+  gradient.dbeta = Buffer(params);
+  gradient.backward = {.x = gradient.x.data(),
+                       .dy = gradient.dy.data(),
+                       .gamma = gradient.gamma.data(),
+                       .beta = gradient.beta.data(),
+                       .mean = gradient.mean.data(),
+                       .rstd = gradient.rstd.data(),
+                       .dx = gradient.dx.data(),
+                       .dgamma = gradient.dgamma.data(),
+                       .dbeta = gradient.dbeta.data()};
+  return gradient;
 }
 
 Extract extract_block(const Spec& spec, const Forward& forward, std::int64_t block) {
@@ -463,25 +570,50 @@ double error_bound(const Spec& spec) {
 }
 
 Comparison compare(const Spec& spec, const detail::ReferenceResult& reference, const void* y) {
-  Comparison worst{.error = -1, .bound = error_bound(spec)};
-  const double f32_units = f32_bound(spec);
-  detail::visit(spec.data, [&](auto element) {
-    using T = decltype(element);
-    const T* const actual = static_cast<const T*>(y);
-    for (std::size_t i = 0; i < reference.y.size(); ++i) {
-      Exact exact{reference.y[i], reference.scale[i], 0};
-      if constexpr (std::is_same_v<T, double>) {
-        const auto block = static_cast<std::size_t>(block_of(spec, static_cast<std::int64_t>(i)));
-        exact.mean_over_deviation = std::fabs(reference.mean[block]) * reference.rstd[block];
-      }
-      const double error = error_or_infinite(actual[i], exact, f32_units);
-      if (error <= worst.error) continue;
-      worst.error = error;
-      worst.index = static_cast<std::int64_t>(i);
-      worst.expected = exact.y;
-      worst.actual = detail::to_double(actual[i]);
+  const auto place = [&](std::int64_t index) {
+    const auto i = static_cast<std::size_t>(index);
+    Place at{index, {reference.y[i], reference.scale[i], 0}};
+    if (spec.data == DType::f64) {
+      const auto block = static_cast<std::size_t>(block_of(spec, index));
+      at.exact.mean_over_deviation = std::fabs(reference.mean[block]) * reference.rstd[block];
     }
-  });
+    return at;
+  };
+  const auto count = static_cast<std::int64_t>(reference.y.size());
+  Comparison worst = worst_of(spec.data, y, count, f32_bound(spec), place);
+  worst.bound = error_bound(spec);
+  return worst;
+}
+
+double gradient_bound(DType dtype) {
+  return dtype == DType::f32 || dtype == DType::f64 ? kGradientUnits : 1;
+}
+
+Comparison compare_gradient(const Spec& spec, const detail::ReferenceGradient& reference,
+                            const Backward& args) {
+  const auto dx = [&](std::int64_t i) {
+    const auto block = static_cast<std::size_t>(block_of(spec, i));
+    return Place{i, {reference.dx[static_cast<std::size_t>(i)], reference.dx_scale[block], 0}};
+  };
+  const auto param = [&](const std::vector<double>& values, const std::vector<double>& scales) {
+    return [&](std::int64_t i) {
+      const std::int64_t c = spec.shape.c;
+      const std::int64_t index = i / c * spec.param_stride + i % c;
+      const auto at = static_cast<std::size_t>(index);
+      return Place{index, {values[at], scales[at], 0}};
+    };
+  };
+  Comparison worst{.error = -1, .bound = 1};
+  const auto take = [&](DType dtype, const char* name, const void* tensor, std::int64_t count,
+                        const auto& place) {
+    if (tensor == nullptr) return;
+    const Comparison next = worst_gradient(dtype, name, tensor, count, place);
+    if (next.error / next.bound > worst.error / worst.bound) worst = next;
+  };
+  const std::int64_t params = (spec.param_stride == 0 ? 1 : spec.shape.n) * spec.shape.c;
+  take(spec.data, "dx", args.dx, static_cast<std::int64_t>(reference.dx.size()), dx);
+  take(spec.param, "dgamma", args.dgamma, params, param(reference.dgamma, reference.dgamma_scale));
+  take(spec.param, "dbeta", args.dbeta, params, param(reference.dbeta, reference.dbeta_scale));
   worst.error = std::max(worst.error, 0.0);
   return worst;
 }

@@ -103,6 +103,19 @@ struct Data {
 // Plan::make accepts.
 Data make_data(const Case& c, std::uint64_t seed);
 
+// The tensors of a case's gradient, and a Backward that points at them: dy ~ N(0, 1), mean and rstd
+// those of the reference (or given). dx, dgamma and dbeta are not initialized.
+struct GradientData {
+  Buffer x, dy, gamma, beta;
+  std::vector<double> mean, rstd;
+  Buffer dx, dgamma, dbeta;
+  Backward backward;
+};
+
+// x, gamma and beta are those of make_data. dy is 0 where z lies so near a jump of activation' that
+// rounding decides on which side. Takes 16 bytes an element more while it runs.
+GradientData make_gradient_data(const Case& c, std::uint64_t seed);
+
 // One block of a call as a tensor of its own, so that a tensor too large for the reference's
 // doubles can be checked block by block. Takes y along; forward.mean and rstd are null.
 struct Extract {
@@ -122,8 +135,9 @@ Extract extract_block(const Spec& spec, const Forward& forward, std::int64_t blo
 struct Comparison {
   double error = 0;  // infinite where one of the two is NaN or infinite and the other is not
   double bound = 0;
-  std::int64_t index = 0;  // of the worst element
-  double expected = 0;     // there, not rounded
+  const char* tensor = "y";  // that of the worst element
+  std::int64_t index = 0;    // in it
+  double expected = 0;       // there, not rounded
   double actual = 0;
   bool within_bound() const { return error <= bound; }
 };
@@ -132,6 +146,16 @@ double error_bound(const Spec& spec);
 
 // `y` as the engine wrote it, `reference` of the same x.
 Comparison compare(const Spec& spec, const detail::ReferenceResult& reference, const void* y);
+
+// 4 units for f32 and f64 gradients, 1 for f16 and bf16, in the units of compare_gradient.
+double gradient_bound(DType dtype);
+
+// What of dx, dgamma and dbeta is there in `args`, as the engine wrote it; `reference` of the same
+// arguments before the call. The worst is the one nearest to, or farthest beyond, its bound. The
+// units are those of Comparison, with the gradient's own scale (see ReferenceGradient) and nothing
+// more: for dgamma and dbeta by the dtype of gamma.
+Comparison compare_gradient(const Spec& spec, const detail::ReferenceGradient& reference,
+                            const Backward& args);
 
 }  // namespace groupnorm::testing
 

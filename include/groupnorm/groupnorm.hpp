@@ -154,6 +154,33 @@ struct Forward {
   const double* given_rstd = nullptr;
 };
 
+// The arguments of one backward call, which differentiates a forward call of the same Spec. With L
+// the loss, dy = dL/dy, and
+//
+//   dz = dy * activation'(z),   z = gamma * xhat + beta, made again from x
+//   dbeta = sum dz,   dgamma = sum dz * xhat          over all that share the parameter
+//   dx = rstd * (gamma * dz - D / m - xhat * E / (m - correction))
+//   D = sum gamma * dz,   E = sum gamma * dz * xhat   over the block
+//
+// Not centred: no D. Statistics given: neither D nor E. (docs/mathematics.md derives it.)
+//
+// Elements lie as in Forward. dx == dy is allowed (in place); no other output may overlap anything.
+struct Backward {
+  const void* x = nullptr;      // [n, c, s], of forward
+  const void* dy = nullptr;     // [n, c, s], in the dtype of x
+  const void* gamma = nullptr;  // of forward; null: 1
+  const void* beta = nullptr;   // of forward; null: 0; read only where there is an activation
+  // What forward wrote, or was given: one double a block. mean may be null where the Spec does not
+  // center.
+  const double* mean = nullptr;
+  const double* rstd = nullptr;
+  // Written on request: each may be null.
+  void* dx = nullptr;      // [n, c, s], in the dtype of x
+  void* dgamma = nullptr;  // [c], or [n, c] with the Spec's param_stride; in the dtype of gamma
+  void* dbeta = nullptr;   // as dgamma
+  bool accumulate = false;  // add to what dgamma and dbeta hold; else overwrite it
+};
+
 namespace detail {
 struct Kernels;
 
@@ -192,6 +219,11 @@ class GROUPNORM_API Plan {
   // An empty tensor (n, c or s = 0) is ok and writes nothing.
   Status forward(const Forward& args, std::span<std::byte> workspace,
                  const Executor& executor = {}) const noexcept;
+
+  // As forward, with backward_workspace_bytes(). An empty tensor gives dgamma and dbeta of 0.
+  Status backward(const Backward& args, std::span<std::byte> workspace,
+                  const Executor& executor = {}) const noexcept;
+  std::size_t backward_workspace_bytes() const noexcept;
 
  private:
   Spec spec_;

@@ -19,10 +19,20 @@ HWY_BEFORE_NAMESPACE();
 namespace groupnorm::detail {
 namespace HWY_NAMESPACE {
 
+// v, but NaN where z is: for what has been clamped.
+template <class D, class V>
+HWY_INLINE V KeepNaN(D, V z, V v) {
+  return hn::IfThenElse(hn::IsNaN(z), z, v);
+}
+
 struct None {
   template <class D, class V>
   static HWY_INLINE V Apply(D, V z) {
     return z;
+  }
+  template <class D, class V>
+  static HWY_INLINE V Gradient(D, V, V dy) {
+    return dy;
   }
 };
 
@@ -30,6 +40,10 @@ struct Relu {
   template <class D, class V>
   static HWY_INLINE V Apply(D d, V z) {
     return hn::IfThenZeroElse(hn::Lt(z, hn::Zero(d)), z);  // keeps NaN
+  }
+  template <class D, class V>
+  static HWY_INLINE V Gradient(D d, V z, V dy) {
+    return hn::IfThenZeroElse(hn::Le(z, hn::Zero(d)), dy);
   }
 };
 
@@ -67,10 +81,25 @@ HWY_INLINE V Gate(D d, V z, V u) {
   return hn::Div(z, hn::Add(hn::Set(d, hn::TFromD<D>{1}), ExpOfMinus(d, u)));
 }
 
+// dy times the derivative of z / (1 + exp(-u)): p + z p q u', with p = 1 / (1 + exp(-u)) and
+// q = 1 - p, which is taken as p exp(-u), without cancellation. `slope` is u'.
+template <class D, class V>
+HWY_INLINE V GateGradient(D d, V z, V u, V slope, V dy) {
+  const auto one = hn::Set(d, hn::TFromD<D>{1});
+  const auto e = ExpOfMinus(d, u);
+  const auto p = hn::Div(one, hn::Add(one, e));
+  const auto q = hn::Mul(p, e);
+  return hn::Mul(dy, hn::MulAdd(hn::Mul(hn::Mul(p, q), slope), z, p));
+}
+
 struct Silu {
   template <class D, class V>
   static HWY_INLINE V Apply(D d, V z) {
     return Gate(d, z, z);
+  }
+  template <class D, class V>
+  static HWY_INLINE V Gradient(D d, V z, V dy) {
+    return GateGradient(d, z, z, hn::Set(d, hn::TFromD<D>{1}), dy);
   }
 };
 
@@ -83,6 +112,19 @@ struct GeluTanh {
     const auto cubic = hn::Set(d, static_cast<C>(0.0713548162726009));  // linear * 0.044715
     return Gate(d, z, hn::Mul(z, hn::MulAdd(hn::Mul(z, z), cubic, linear)));
   }
+  template <class D, class V>
+  static HWY_INLINE V Gradient(D d, V z, V dy) {
+    using C = hn::TFromD<D>;
+    const auto linear = hn::Set(d, static_cast<C>(1.5957691216057307117597842397375));
+    const auto cubic = hn::Set(d, static_cast<C>(0.0713548162726009));
+    const auto three_cubic = hn::Set(d, static_cast<C>(0.2140644488178027));
+    // Beyond 16 the derivative is 0 or 1, and z^3 would overflow.
+    const auto near = hn::Max(hn::Min(z, hn::Set(d, C{16})), hn::Set(d, C{-16}));
+    const auto square = hn::Mul(near, near);
+    const auto u = hn::Mul(near, hn::MulAdd(square, cubic, linear));
+    const auto slope = hn::MulAdd(square, three_cubic, linear);
+    return KeepNaN(d, z, GateGradient(d, near, u, slope, dy));
+  }
 };
 
 struct HardSwish {
@@ -93,6 +135,15 @@ struct HardSwish {
     const auto six = hn::Set(d, C{6});
     const auto ramp = hn::Min(hn::Max(hn::Add(z, three), hn::Zero(d)), six);
     return hn::Mul(z, hn::Mul(ramp, hn::Set(d, C{1} / C{6})));
+  }
+  // 0 up to -3, z / 3 + 1 / 2 between, 1 above 3.
+  template <class D, class V>
+  static HWY_INLINE V Gradient(D d, V z, V dy) {
+    using C = hn::TFromD<D>;
+    const auto line = hn::MulAdd(z, hn::Set(d, C{1} / C{3}), hn::Set(d, C{0.5}));
+    const auto above = hn::Gt(z, hn::Set(d, C{3}));
+    const auto below = hn::Lt(z, hn::Set(d, C{-3}));
+    return hn::IfThenZeroElse(below, hn::IfThenElse(above, dy, hn::Mul(dy, line)));
   }
 };
 
@@ -105,6 +156,19 @@ struct Gelu {
     using C = hn::TFromD<D>;
     const auto size = hn::Min(hn::Abs(z), hn::Set(d, C{16}));  // erfc is 0 long before
     return hn::Sub(Relu::Apply(d, z), hn::Mul(size, HalfErfc(d, size)));
+  }
+  // Phi(z) + z phi(z)
+  template <class D, class V>
+  static HWY_INLINE V Gradient(D d, V z, V dy) {
+    using C = hn::TFromD<D>;
+    const auto near = hn::Max(hn::Min(z, hn::Set(d, C{16})), hn::Set(d, C{-16}));
+    const auto tail = HalfErfc(d, hn::Abs(near));
+    const auto one = hn::Set(d, C{1});
+    const auto phi_of_z = hn::IfThenElse(hn::Lt(z, hn::Zero(d)), tail, hn::Sub(one, tail));
+    const auto half_square = hn::Mul(hn::Mul(near, near), hn::Set(d, C{0.5}));
+    const auto density = hn::Mul(ExpOfMinus(d, half_square),
+                                 hn::Set(d, static_cast<C>(0.3989422804014327)));  // 1 / sqrt(2 pi)
+    return KeepNaN(d, z, hn::Mul(dy, hn::MulAdd(near, density, phi_of_z)));
   }
 
  private:

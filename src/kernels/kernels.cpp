@@ -1,8 +1,6 @@
 // One table of kernels per dtype and instruction set: Highway includes this file again for each
-// set. SSSE3 and AVX3_DL would add nothing to SSE4 and AVX-512 here; SVE's vectors do not fit in
-// arrays.
-#define HWY_DISABLED_TARGETS \
-  (HWY_SSSE3 | HWY_AVX3_DL | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
+// set.
+#include "kernels/targets.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kernels/kernels.cpp"
@@ -29,16 +27,19 @@ inline constexpr const char* kName = "neon";
 inline constexpr const char* kName = "scalar";
 #endif
 
+extern const GradientKernels kGradientTables[4];  // gradients.cpp
+
 template <class T>
-constexpr Kernels Table() {
+constexpr Kernels Table(const GradientKernels& gradients) {
   return {kName, static_cast<std::int64_t>(hn::MaxLanes(hn::ScalableTag<Compute<T>>())),
           ReduceRun<T>, ReduceColumns<T>, Coefficients<T, T>,
           // f64 data takes f64 parameters alone (validate.cpp).
           Coefficients<T, std::conditional_t<std::is_same_v<T, double>, double, float>>,
-          ApplyRows<T>, ApplyLanes<T>};
+          ApplyRows<T>, ApplyLanes<T>, &gradients};
 }
 
-const Kernels kTables[] = {Table<float>(), Table<double>(), Table<F16>(), Table<BF16>()};
+const Kernels kTables[] = {Table<float>(kGradientTables[0]), Table<double>(kGradientTables[1]),
+                           Table<F16>(kGradientTables[2]), Table<BF16>(kGradientTables[3])};
 
 }  // namespace HWY_NAMESPACE
 }  // namespace groupnorm::detail

@@ -19,6 +19,74 @@ inline constexpr std::int64_t kMaxLanes = 512;
 
 enum class Store : bool { cached, streaming };
 
+// A part of a backward call: sum dz, and sum dz * (x - mean) with the mean as the compute type
+// holds it. dz = dy * activation'(a (x - mean) + b).
+struct GradientSums {
+  double dz, dzx;
+};
+
+struct GradientKernels {
+  // x, dy [rows, length], contiguous, length >= lanes -> sums [rows]. a and b [rows] are read where
+  // there is an activation.
+  struct ReduceRows {
+    const void* x;
+    const void* dy;
+    std::int64_t rows, length;
+    double mean;  // representable in the compute type
+    const void* a;
+    const void* b;
+    Activation activation;
+    GradientSums* sums;
+  };
+  void (*reduce_rows)(const ReduceRows&);
+
+  // x, dy [rows, width], rows `stride` elements apart, lanes <= width <= kMaxLanes -> sums [width],
+  // one a column. mean, a, b [width].
+  struct ReduceLanes {
+    const void* x;
+    const void* dy;
+    std::int64_t rows, stride, width;
+    const void* mean;
+    const void* a;
+    const void* b;
+    Activation activation;
+    GradientSums* sums;
+  };
+  void (*reduce_lanes)(const ReduceLanes&);
+
+  // dx = a[r] * dz + (slope * (x - mean) + shift), shapes as in reduce_rows. dx == dy is allowed
+  // with Store::cached.
+  struct ApplyRows {
+    const void* x;
+    const void* dy;
+    void* dx;
+    std::int64_t rows, length;
+    double mean;
+    const void* a;
+    const void* b;
+    double shift, slope;
+    Activation activation;
+    Store store;
+  };
+  void (*apply_rows)(const ApplyRows&);
+
+  // The same down the lanes, shapes as in reduce_lanes; shift, slope [width].
+  struct ApplyLanes {
+    const void* x;
+    const void* dy;
+    void* dx;
+    std::int64_t rows, stride, width;
+    const void* mean;
+    const void* a;
+    const void* b;
+    const void* shift;
+    const void* slope;
+    Activation activation;
+    Store store;
+  };
+  void (*apply_lanes)(const ApplyLanes&);
+};
+
 struct Kernels {
   const char* target;  // the name in targets()
   std::int64_t lanes;  // of a vector in the compute type
@@ -82,6 +150,8 @@ struct Kernels {
     Store store;
   };
   void (*apply_lanes)(const ApplyLanes&);
+
+  const GradientKernels* gradients;
 };
 
 // One compiled instruction set: a table for each dtype, in the order of the enum.

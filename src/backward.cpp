@@ -1,0 +1,206 @@
+// Backward: reduce -> fold -> apply, by the walk and the schedule that the plan chose (plan.h).
+#include "call.h"
+#include "gradient.h"
+#include "gradient_columns.h"
+#include "gradient_rows.h"
+#include "parallel.h"
+#include "plan.h"
+#include "validate.h"
+
+#include <algorithm>
+#include <memory>
+
+namespace groupnorm {
+namespace detail {
+namespace {
+
+template <class Walk>
+class GradientPass {
+ public:
+  GradientPass(const GradientCall& gradient, const Executor& executor)
+      : gradient_(gradient), walk_(gradient), executor_(executor) {}
+
+  void run() const {
+    const Backward& args = gradient_.args;
+    const Schedule& schedule = gradient_.call.schedule;
+    const bool wants_dx = args.dx != nullptr;
+    const bool wants_sums = args.dgamma != nullptr || args.dbeta != nullptr ||
+                            (wants_dx && !gradient_.call.spec.given_statistics);
+    const std::int64_t pieces = schedule.units * walk_.chunks();
+    if (wants_dx && wants_sums && !splits(schedule, executor_.threads)) {
+      // A thread reduces and then applies one unit after another, while it lies in its cache.
+      parallel_for(executor_, schedule.units, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t unit = begin; unit < end; ++unit) {
+          reduce(unit * walk_.chunks(), (unit + 1) * walk_.chunks());
+          apply(unit * walk_.chunks(), (unit + 1) * walk_.chunks());
+        }
+      });
+      return;
+    }
+    if (wants_sums) {
+      parallel_for(executor_, pieces,
+                   [&](std::int64_t begin, std::int64_t end) { reduce(begin, end); });
+    }
+    if (wants_dx) {
+      parallel_for(executor_, pieces,
+                   [&](std::int64_t begin, std::int64_t end) { apply(begin, end); });
+    }
+  }
+
+ private:
+  void find_statistics(std::int64_t unit, Statistics* statistics) const {
+    for (std::int64_t b = 0; b < walk_.blocks(unit); ++b) {
+      statistics[b] = gradient_.statistics(walk_.first_block(unit) + b);
+    }
+  }
+
+  // Chunks [begin, end) counted over all units.
+  void reduce(std::int64_t begin, std::int64_t end) const {
+    const std::int64_t chunks = walk_.chunks();
+    Statistics statistics[Walk::kMaxBlocks];
+    for (std::int64_t i = begin; i < end; ++i) {
+      if (i == begin || i % chunks == 0) find_statistics(i / chunks, statistics);
+      walk_.reduce(i / chunks, i % chunks, statistics);
+    }
+  }
+
+  void apply(std::int64_t begin, std::int64_t end) const {
+    const std::int64_t chunks = walk_.chunks();
+    Statistics statistics[Walk::kMaxBlocks];
+    GradientTerms terms[Walk::kMaxBlocks];
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t unit = i / chunks;
+      if (i == begin || i % chunks == 0) {
+        find_statistics(unit, statistics);
+        for (std::int64_t b = 0; b < walk_.blocks(unit); ++b) {
+          terms[b] = block_terms(gradient_, walk_.first_block(unit) + b, statistics[b]);
+        }
+      }
+      walk_.apply(unit, i % chunks, statistics, terms);
+    }
+  }
+
+  const GradientCall& gradient_;
+  Walk walk_;
+  const Executor& executor_;
+};
+
+// dbeta = sum dz, dgamma = sum dz xhat, over the spans that share a parameter, in their order.
+class Params {
+ public:
+  explicit Params(const GradientCall& gradient)
+      : gradient_(gradient),
+        spec_(gradient.call.spec),
+        strided_(spec_.param_stride != 0),
+        sharing_(strided_ ? 1 : gradient.map.spans) {}
+
+  void run(const Executor& executor) const {
+    const std::int64_t rows = strided_ ? spec_.shape.n : 1;
+    parallel_for(executor, rows * tiles(), [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        write(i / tiles(), piece(i % tiles(), kTile, spec_.shape.c));
+      }
+    });
+  }
+
+ private:
+  static constexpr std::int64_t kTile = 64;  // channels: their sums stay in L1
+
+  std::int64_t tiles() const { return ceil_div(spec_.shape.c, kTile); }
+
+  // Channels [tile) of row `row` of dgamma and dbeta.
+  void write(std::int64_t row, Range tile) const {
+    GradientSums total[kTile] = {};  // dz and dz * xhat
+    for (std::int64_t span = row * sharing_; span < (row + 1) * sharing_; ++span) {
+      for (std::int64_t c = tile.begin; c < tile.end; ++c) add(span, c, &total[c - tile.begin]);
+    }
+    for (std::int64_t c = tile.begin; c < tile.end; ++c) {
+      const GradientSums& sums = total[c - tile.begin];
+      const std::int64_t index = row * spec_.param_stride + c;
+      store(gradient_.args.dbeta, index, sums.dz);
+      store(gradient_.args.dgamma, index, sums.dzx);
+    }
+  }
+
+  void add(std::int64_t span, std::int64_t channel, GradientSums* total) const {
+    const std::int64_t groups = spec_.shape.c / spec_.block.channels;
+    const std::int64_t row = span * gradient_.map.span_examples / spec_.block.examples;
+    const Statistics own = gradient_.statistics(row * groups + channel / spec_.block.channels);
+    const GradientSums sums = gradient_.total(span, channel);
+    total->dz += sums.dz;
+    total->dzx += own.rstd * (sums.dzx - split_mean(gradient_.call, own.mean).lo * sums.dz);
+  }
+
+  void store(void* data, std::int64_t index, double value) const {
+    if (data == nullptr) return;
+    void* const at = static_cast<std::byte*>(data) + index * gradient_.call.param;
+    const double before = gradient_.args.accumulate ? load_element(spec_.param, at, 0) : 0;
+    store_element(spec_.param, at, 0, before + value);
+  }
+
+  const GradientCall& gradient_;
+  const Spec& spec_;
+  bool strided_;
+  std::int64_t sharing_;  // spans
+};
+
+// dgamma and dbeta of an empty tensor: sums of nothing.
+void write_nothing(const Spec& spec, const Backward& args) {
+  if (args.accumulate) return;
+  const std::int64_t rows = spec.param_stride == 0 ? 1 : spec.shape.n;
+  for (void* const data : {args.dgamma, args.dbeta}) {
+    for (std::int64_t row = 0; data != nullptr && row < rows; ++row) {
+      for (std::int64_t c = 0; c < spec.shape.c; ++c) {
+        store_element(spec.param, data, row * spec.param_stride + c, 0);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace detail
+
+std::size_t Plan::backward_workspace_bytes() const noexcept {
+  if (schedule_.units == 0) return 0;
+  const detail::SumsMap map(spec_, schedule_);
+  return static_cast<std::size_t>(map.size()) * sizeof(detail::GradientSums) +
+         alignof(detail::GradientSums) - 1;
+}
+
+Status Plan::backward(const Backward& args, std::span<std::byte> workspace,
+                      const Executor& executor) const noexcept {
+  if (kernels_ == nullptr) return Status::not_planned;
+  if (const Status status = detail::check_executor(executor); status != Status::ok) return status;
+  if (detail::is_empty(spec_.shape)) {
+    detail::write_nothing(spec_, args);
+    return Status::ok;
+  }
+  const Status status =
+      detail::check_backward(spec_, blocks(), args, workspace, backward_workspace_bytes());
+  if (status != Status::ok) return status;
+
+  const Forward forward{.x = args.x, .gamma = args.gamma, .beta = args.beta};
+  const auto store =
+      schedule_.streaming && args.dx != args.dy ? detail::Store::streaming : detail::Store::cached;
+  const detail::Call call{spec_, schedule_, *kernels_, forward, store};
+  void* aligned = workspace.data();
+  std::size_t room = workspace.size();
+  auto* const sums = static_cast<detail::GradientSums*>(
+      std::align(alignof(detail::GradientSums), sizeof(detail::GradientSums), aligned, room));
+  const detail::SumsMap map(spec_, schedule_);
+  const detail::GradientCall gradient{call, args, map, sums};
+
+  const std::int64_t bytes = spec_.shape.n * spec_.shape.c * spec_.shape.s * call.element;
+  const Executor alone;
+  const bool small = bytes < detail::kParallelBytes;
+  const Executor& used = small || executor.run == nullptr ? alone : executor;
+  if (schedule_.columns) {
+    detail::GradientPass<detail::GradientColumns>(gradient, used).run();
+  } else {
+    detail::GradientPass<detail::GradientRows>(gradient, used).run();
+  }
+  if (args.dgamma != nullptr || args.dbeta != nullptr) detail::Params(gradient).run(used);
+  return Status::ok;
+}
+
+}  // namespace groupnorm

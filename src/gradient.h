@@ -1,0 +1,132 @@
+// One backward call as its parts see it: addresses, where its sums stand, and what the fold makes
+// of them. docs/mathematics.md derives it.
+#ifndef GROUPNORM_SRC_GRADIENT_H
+#define GROUPNORM_SRC_GRADIENT_H
+
+#include "call.h"
+#include "range.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace groupnorm::detail {
+
+// GradientSums of each span, channel and piece. A span is a run of examples whose elements of one
+// channel share mean, rstd, gamma and beta; it is cut into pieces.
+struct SumsMap {
+  std::int64_t spans, span_examples, pieces, channels;
+  bool columns;  // pieces before channels, as the walk writes them
+
+  SumsMap(const Spec& spec, const Schedule& schedule)
+      : spans(spec.shape.n),
+        span_examples(1),
+        pieces(1),
+        channels(spec.shape.c),
+        columns(schedule.columns) {
+    if (columns && spec.param_stride == 0) span_examples = spec.block.examples;
+    spans /= span_examples;
+    const std::int64_t length = spec.shape.s * span_examples;
+    if (columns || spec.shape.s > schedule.chunk) pieces = ceil_div(length, schedule.chunk);
+  }
+
+  std::int64_t size() const { return spans * channels * pieces; }
+  std::int64_t index(std::int64_t span, std::int64_t channel, std::int64_t piece) const {
+    return columns ? (span * pieces + piece) * channels + channel
+                   : (span * channels + channel) * pieces + piece;
+  }
+};
+
+// shift and slope of dx = a * dz + (slope * (x - mean_hi) + shift), the same for a whole block.
+struct GradientTerms {
+  double shift, slope;
+  bool extreme;  // f32 arithmetic could overflow: use extreme.h
+};
+
+struct GradientCall {
+  const Call& call;
+  const Backward& args;
+  const SumsMap& map;
+  GradientSums* sums;
+
+  const void* dy(std::int64_t index) const {
+    return static_cast<const std::byte*>(args.dy) + index * call.element;
+  }
+  void* dx(std::int64_t index) const {
+    return static_cast<std::byte*>(args.dx) + index * call.element;
+  }
+
+  // Pieces are added in their order: the bits do not depend on who made them.
+  GradientSums total(std::int64_t span, std::int64_t channel) const {
+    GradientSums result = sums[map.index(span, channel, 0)];
+    for (std::int64_t piece = 1; piece < map.pieces; ++piece) {
+      const GradientSums& part = sums[map.index(span, channel, piece)];
+      result.dz += part.dz;
+      result.dzx += part.dzx;
+    }
+    return result;
+  }
+
+  // What forward saved for a block.
+  Statistics statistics(std::int64_t block) const {
+    const double mean = call.spec.center ? args.mean[block] : 0, rstd = args.rstd[block];
+    // sqrt(m) / rstd is the most that |x - mean| can be.
+    const bool out_of_range =
+        std::fabs(mean) >= kExtremeMean || rstd >= kExtremeRstd || rstd <= 1 / kExtremeRstd;
+    return {mean, rstd, needs_extreme(call.spec, out_of_range)};
+  }
+
+  // By the scalar double path: `count` elements of a channel, from `index` on, `stride` apart.
+  ExtremeGradient extreme(std::int64_t index, std::int64_t count, std::int64_t stride,
+                          std::int64_t example, std::int64_t channel,
+                          const Statistics& statistics) const {
+    const double gamma = call.param_value(call.args.gamma, example, channel, 1);
+    const double beta = call.param_value(call.args.beta, example, channel, 0);
+    return {call.spec.data,
+            call.x(index),
+            dy(index),
+            count,
+            stride,
+            statistics.mean,
+            split_mean(call, statistics.mean).hi,
+            gamma * statistics.rstd,
+            beta,
+            call.spec.activation};
+  }
+};
+
+inline bool sound(const GradientSums& sums) {
+  return std::isfinite(sums.dz) && std::isfinite(sums.dzx);
+}
+
+// D = sum gamma dz and E = sum gamma dz xhat over a block, in a fixed order; with them
+//   dx = rstd (gamma dz - D / m - xhat E / (m - correction)),   xhat = (x - mean_hi - mean_lo) rstd
+inline GradientTerms block_terms(const GradientCall& gradient, std::int64_t block,
+                                 const Statistics& statistics) {
+  const Call& call = gradient.call;
+  const Spec& spec = call.spec;
+  if (spec.given_statistics) return {0, 0, statistics.extreme};
+  const std::int64_t groups = spec.shape.c / spec.block.channels;
+  const std::int64_t row = block / groups, first = block % groups * spec.block.channels;
+  const std::int64_t spans = spec.block.examples / gradient.map.span_examples;
+  const double mean_lo = split_mean(call, statistics.mean).lo;
+  double d = 0, e = 0;
+  for (std::int64_t span = row * spans; span < (row + 1) * spans; ++span) {
+    for (std::int64_t c = first; c < first + spec.block.channels; ++c) {
+      const double gamma =
+          call.param_value(call.args.gamma, span * gradient.map.span_examples, c, 1);
+      const GradientSums sums = gradient.total(span, c);
+      d += gamma * sums.dz;
+      e += gamma * (sums.dzx - mean_lo * sums.dz);
+    }
+  }
+  const double rstd = statistics.rstd;
+  const auto m = static_cast<double>(spec.block.examples * spec.block.channels * spec.shape.s);
+  const double slope = -rstd * rstd * rstd * e / (m - spec.correction);
+  const double shift = (spec.center ? -rstd * d / m : 0) - slope * mean_lo;
+  const bool out_of_range = std::fabs(slope) >= kExtremeRstd || std::fabs(shift) >= kExtremeRstd;
+  return {shift, slope, statistics.extreme || needs_extreme(spec, out_of_range)};
+}
+
+}  // namespace groupnorm::detail
+
+#endif
