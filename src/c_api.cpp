@@ -79,6 +79,7 @@ constexpr std::size_t kMaxStructSize = 4096;
 constexpr std::size_t kFirstSpecSize = offsetof(gn_spec, param_stride) + sizeof(std::int64_t);
 constexpr std::size_t kFirstForwardArgsSize =
     offsetof(gn_forward_args, given_rstd) + sizeof(const double*);
+constexpr std::size_t kFirstBackwardArgsSize = offsetof(gn_backward_args, dbeta) + sizeof(void*);
 
 // Reads what the caller's version of `in` and ours share; the rest of `*out` is 0. False for a size
 // that no version has, or where a field that we do not know is set.
@@ -116,6 +117,29 @@ Forward from_c(const gn_forward_args& args) {
           .rstd = args.rstd,
           .given_mean = args.given_mean,
           .given_rstd = args.given_rstd};
+}
+
+Backward from_c(const gn_backward_args& args) {
+  return {.x = args.x,
+          .dy = args.dy,
+          .gamma = args.gamma,
+          .beta = args.beta,
+          .mean = args.mean,
+          .rstd = args.rstd,
+          .dx = args.dx,
+          .dgamma = args.dgamma,
+          .dbeta = args.dbeta,
+          .accumulate = args.accumulate != 0};
+}
+
+// Null: the calling thread.
+Executor from_c(const gn_executor* executor) {
+  if (executor == nullptr) return {};
+  return {executor->run, executor->context, executor->threads};
+}
+
+std::span<std::byte> bytes_of(void* workspace, std::size_t bytes) {
+  return {static_cast<std::byte*>(workspace), bytes};
 }
 
 // ---- A Plan in the caller's memory, as bytes; zeros are a Plan that holds nothing
@@ -184,6 +208,9 @@ gn_status gn_plan_make(const gn_spec* spec, const char* target, gn_plan* plan) {
 int64_t gn_plan_blocks(const gn_plan* plan) { return from_c(plan).blocks(); }
 int64_t gn_plan_block_elements(const gn_plan* plan) { return from_c(plan).block_elements(); }
 size_t gn_plan_workspace_bytes(const gn_plan* plan) { return from_c(plan).workspace_bytes(); }
+size_t gn_plan_backward_workspace_bytes(const gn_plan* plan) {
+  return from_c(plan).backward_workspace_bytes();
+}
 const char* gn_plan_target(const gn_plan* plan) { return from_c(plan).target(); }
 
 gn_status gn_forward(const gn_plan* plan, const gn_forward_args* args, void* workspace,
@@ -191,10 +218,17 @@ gn_status gn_forward(const gn_plan* plan, const gn_forward_args* args, void* wor
   if (args == nullptr) return GN_STATUS_NULL_POINTER;
   gn_forward_args known;
   if (!read(args, kFirstForwardArgsSize, &known)) return GN_STATUS_STRUCT_SIZE;
-  Executor threads;
-  if (executor != nullptr) threads = {executor->run, executor->context, executor->threads};
-  const std::span bytes(static_cast<std::byte*>(workspace), workspace_bytes);
-  return to_c(from_c(plan).forward(from_c(known), bytes, threads));
+  return to_c(
+      from_c(plan).forward(from_c(known), bytes_of(workspace, workspace_bytes), from_c(executor)));
+}
+
+gn_status gn_backward(const gn_plan* plan, const gn_backward_args* args, void* workspace,
+                      size_t workspace_bytes, const gn_executor* executor) {
+  if (args == nullptr) return GN_STATUS_NULL_POINTER;
+  gn_backward_args known;
+  if (!read(args, kFirstBackwardArgsSize, &known)) return GN_STATUS_STRUCT_SIZE;
+  return to_c(
+      from_c(plan).backward(from_c(known), bytes_of(workspace, workspace_bytes), from_c(executor)));
 }
 
 const char* const* gn_targets(size_t* count) {

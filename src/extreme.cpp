@@ -44,7 +44,7 @@ double derivative(Activation activation, double z) {
       const double twice = 2 * std::sqrt(2 / std::numbers::pi);
       return gate(twice * z * (1 + 0.044715 * z * z), twice * (1 + 3 * 0.044715 * z * z));
     }
-    case Activation::hard_swish: return z < -3 ? 0 : z > 3 ? 1 : z / 3 + 0.5;
+    case Activation::hard_swish: return z <= -3 ? 0 : z >= 3 ? 1 : z / 3 + 0.5;
     case Activation::none: break;
   }
   return 1;

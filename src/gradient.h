@@ -121,9 +121,13 @@ inline GradientTerms block_terms(const GradientCall& gradient, std::int64_t bloc
   }
   const double rstd = statistics.rstd;
   const auto m = static_cast<double>(spec.block.examples * spec.block.channels * spec.shape.s);
-  const double slope = -rstd * rstd * rstd * e / (m - spec.correction);
+  // In this order no factor leaves the range of double before the product does.
+  const double slope = -rstd * (rstd * (rstd * e)) / (m - spec.correction);
   const double shift = (spec.center ? -rstd * d / m : 0) - slope * mean_lo;
-  const bool out_of_range = std::fabs(slope) >= kExtremeRstd || std::fabs(shift) >= kExtremeRstd;
+  // A slope that f32 holds with few digits loses them all over the block.
+  const bool subnormal = slope != 0 && std::fabs(slope) < 0x1p-126;
+  const bool out_of_range =
+      subnormal || std::fabs(slope) >= kExtremeRstd || std::fabs(shift) >= kExtremeRstd;
   return {shift, slope, statistics.extreme || needs_extreme(spec, out_of_range)};
 }
 

@@ -7,7 +7,6 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
-#include <iterator>
 #include <limits>
 #include <new>
 #include <sstream>
@@ -89,12 +88,27 @@ std::shared_ptr<void> allocate(std::int64_t bytes) {
   return {block, std::align(kAlignment, static_cast<std::size_t>(bytes), aligned, space)};
 }
 
-std::vector<float> rounded(const std::vector<double>& parameters) {
-  std::vector<float> result;
-  std::ranges::transform(parameters, std::back_inserter(result),
-                         [](double value) { return static_cast<float>(value); });
-  return result;
-}
+// One number a channel in the dtype that the engine takes; empty where the layer has none.
+class Parameters {
+ public:
+  Parameters(DType dtype, const std::vector<double>& values)
+      : dtype_(dtype), bytes_(values.size() * static_cast<std::size_t>(size_of(dtype))) {
+    for (std::size_t c = 0; c < values.size(); ++c) {
+      detail::store_element(dtype, bytes_.data(), static_cast<std::int64_t>(c), values[c]);
+    }
+  }
+  const void* data() const { return bytes_.empty() ? nullptr : bytes_.data(); }
+  void* data() { return bytes_.empty() ? nullptr : bytes_.data(); }
+  void add_to(std::vector<double>* values) const {
+    for (std::size_t c = 0; c < values->size(); ++c) {
+      (*values)[c] += detail::load_element(dtype_, bytes_.data(), static_cast<std::int64_t>(c));
+    }
+  }
+
+ private:
+  DType dtype_;
+  std::vector<std::byte> bytes_;
+};
 
 struct Moments {
   double mean, var;
@@ -175,6 +189,8 @@ Tensor::Tensor(const Tensor& other) : Tensor(other.shape_, other.dtype_, other.l
 
 Tensor& Tensor::operator=(const Tensor& other) { return *this = Tensor(other); }
 
+Tensor Tensor::share() const { return Tensor(shape_, dtype_, layout_, data_); }
+
 Shape Tensor::ncs() const noexcept {
   std::int64_t s = 1;
   for (std::size_t axis = 2; axis < shape_.size(); ++axis) s *= shape_[axis];
@@ -215,7 +231,7 @@ Normalization::Normalization(std::string name, BlockOf block_of, std::int64_t nu
   check_block({.n = 1, .c = num_channels});
   options.eps = eps;
   gamma_.assign(static_cast<std::size_t>(num_channels), 1.0);
-  beta_.assign(static_cast<std::size_t>(num_channels), 0.0);
+  for (std::vector<double>* zeros : {&beta_, &dgamma_, &dbeta_}) zeros->assign(gamma_.size(), 0.0);
 }
 
 void Normalization::check_block(const Shape& shape) const {
@@ -234,43 +250,53 @@ Tensor Normalization::forward(const Tensor& x) {
 
 void Normalization::forward(const Tensor& x, Tensor& y) { normalize(x, y); }
 
-void Normalization::check_tensors(const Tensor& x, const Tensor& y) const {
-  if (!gamma_.empty() && x.shape()[1] != static_cast<std::int64_t>(gamma_.size())) {
-    refuse("x: must have num_channels=" + std::to_string(gamma_.size()) + " channels; x is " +
-           in_words(x));
-  }
-  if (y.shape() != x.shape() || y.dtype() != x.dtype() || y.layout() != x.layout()) {
-    refuse("y: must have x's shape, dtype and layout; x is " + in_words(x) + ", y is " +
-           in_words(y));
-  }
+void Normalization::check_channels(const Tensor& x) const {
+  if (gamma_.empty() || x.shape()[1] == static_cast<std::int64_t>(gamma_.size())) return;
+  refuse("x: must have num_channels=" + std::to_string(gamma_.size()) + " channels; x is " +
+         in_words(x));
 }
 
+void Normalization::check_like(const Tensor& x, const char* name, const Tensor& other) const {
+  if (other.shape() == x.shape() && other.dtype() == x.dtype() && other.layout() == x.layout()) {
+    return;
+  }
+  refuse(std::string(name) + ": must have x's shape, dtype and layout; x is " + in_words(x) + ", " +
+         name + " is " + in_words(other));
+}
+
+void Normalization::check_call(Status status, const Spec& spec, const Tensor& x) const {
+  if (status != Status::ok) refuse(describe(status, spec) + "; x is " + in_words(x));
+}
+
+// Copies of a layer share it.
+struct Normalization::Recorded {
+  Plan plan;
+  Tensor x;  // shares its memory
+  Parameters gamma, beta;
+};
+
 void Normalization::normalize(const Tensor& x, Tensor& y, std::optional<Statistics> given) {
-  check_tensors(x, y);
-  const bool f64 = x.dtype() == DType::f64;
+  check_channels(x);
+  check_like(x, "y", y);
+  const DType param = x.dtype() == DType::f64 ? DType::f64 : DType::f32;
   const Spec spec{.shape = x.ncs(),
                   .block = block_of_(x.ncs()),
                   .layout = x.layout(),
                   .data = x.dtype(),
-                  .param = f64 ? DType::f64 : DType::f32,
+                  .param = param,
                   .activation = options.activation,
                   .center = center_,
                   .given_statistics = given.has_value(),
                   .correction = options.correction,
                   .eps = options.eps};
-  const auto check = [&](Status status) {
-    if (status != Status::ok) refuse(describe(status, spec) + "; x is " + in_words(x));
-  };
   Plan plan;
-  check(Plan::make(spec, &plan));
+  check_call(Plan::make(spec, &plan), spec, x);
   workspace_.resize(std::max(workspace_.size(), plan.workspace_bytes()));
 
-  const std::vector<float> gamma32 = rounded(gamma_), beta32 = rounded(beta_);
-  Forward args{.x = x.data(), .y = y.data()};
-  if (!gamma_.empty()) {
-    args.gamma = f64 ? static_cast<const void*>(gamma_.data()) : gamma32.data();
-    args.beta = f64 ? static_cast<const void*>(beta_.data()) : beta32.data();
-  }
+  const auto recorded = std::make_shared<const Recorded>(
+      Recorded{plan, x.share(), Parameters(param, gamma_), Parameters(param, beta_)});
+  Forward args{
+      .x = x.data(), .y = y.data(), .gamma = recorded->gamma.data(), .beta = recorded->beta.data()};
   Statistics statistics;
   if (given) {
     statistics = std::move(*given);
@@ -282,8 +308,46 @@ void Normalization::normalize(const Tensor& x, Tensor& y, std::optional<Statisti
     args.mean = statistics.mean.data();
     args.rstd = statistics.rstd.data();
   }
-  check(plan.forward(args, workspace_, options.executor));
+  check_call(plan.forward(args, workspace_, options.executor), spec, x);
   statistics_ = std::move(statistics);
+  const bool in_place = args.x == args.y;
+  recorded_ = in_place ? nullptr : recorded;
+}
+
+Tensor Normalization::backward(const Tensor& dy) {
+  Tensor dx(dy.shape(), dy.dtype(), dy.layout());
+  backward(dy, dx);
+  return dx;
+}
+
+void Normalization::backward(const Tensor& dy, Tensor& dx) {
+  if (recorded_ == nullptr) {
+    refuse("backward: must follow a forward that was not in place (y == x overwrites x)");
+  }
+  const auto& [plan, x, gamma, beta] = *recorded_;
+  check_like(x, "dy", dy);
+  check_like(x, "dx", dx);
+  workspace_.resize(std::max(workspace_.size(), plan.backward_workspace_bytes()));
+
+  // Written by the call: what they hold before does not matter.
+  Parameters dgamma = gamma, dbeta = beta;
+  const Backward args{.x = x.data(),
+                      .dy = dy.data(),
+                      .gamma = gamma.data(),
+                      .beta = beta.data(),
+                      .mean = statistics_.mean.data(),
+                      .rstd = statistics_.rstd.data(),
+                      .dx = dx.data(),
+                      .dgamma = dgamma.data(),
+                      .dbeta = dbeta.data()};
+  check_call(plan.backward(args, workspace_, options.executor), plan.spec(), x);
+  dgamma.add_to(&dgamma_);
+  dbeta.add_to(&dbeta_);
+}
+
+void Normalization::zero_grad() noexcept {
+  std::ranges::fill(dgamma_, 0.0);
+  std::ranges::fill(dbeta_, 0.0);
 }
 
 // ---- The layers: each is a Block

@@ -104,9 +104,10 @@ Point point(const Spec& spec, const Backward& args, Index at) {
   const long double beta = param(spec, args.beta, at, 0);
   const auto z = static_cast<double>(gamma * xhat + beta);
   const long double dz = dy * reference_derivative(spec.activation, z);
-  const long double magnitude =
-      std::fabs(dz) + largest_curvature(spec.activation) *
-                          (1 + std::fabs(gamma * xhat) + std::fabs(beta)) * std::fabs(dy);
+  long double magnitude = std::fabs(dz);
+  if (const double curvature = largest_curvature(spec.activation); curvature > 0) {
+    magnitude += curvature * (1 + std::fabs(gamma * xhat) + std::fabs(beta)) * std::fabs(dy);
+  }
   return {.centred = centred,
           .xhat = xhat,
           .dz = dz,

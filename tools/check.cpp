@@ -15,6 +15,7 @@
 #include "dtype.h"
 #include "machine.h"
 #include "options.h"
+#include "reference.h"
 #include "verify.h"
 
 namespace groupnorm::tools {
@@ -22,7 +23,7 @@ namespace {
 
 struct Options {
   std::vector<std::string> patterns;
-  bool list = false;
+  bool list = false, backward = false;
   std::uint64_t seed = 1;
   double mean = 0, deviation = 1;
   CLI::Option* shape = nullptr;
@@ -69,8 +70,8 @@ std::vector<testing::Case> chosen_cases(const Options& options) {
   return list;
 }
 
-testing::Comparison check_case(const testing::Case& c, const Options& options,
-                               const Executor& executor) {
+testing::Comparison check_forward(const testing::Case& c, const Options& options,
+                                  const Executor& executor) {
   const Plan plan = options.engine.plan(c.spec);
   require_memory(memory_needed(c.spec), c.name);
   const testing::Data data = testing::make_data(c, options.seed);
@@ -78,13 +79,29 @@ testing::Comparison check_case(const testing::Case& c, const Options& options,
   return verify(c.spec, data.forward);
 }
 
+testing::Comparison check_backward(const testing::Case& c, const Options& options,
+                                   const Executor& executor) {
+  const Plan plan = options.engine.plan(c.spec);
+  require_memory(gradient_memory_needed(c.spec), c.name);
+  const testing::GradientData data = testing::make_gradient_data(c, options.seed);
+  const detail::ReferenceGradient expected = detail::reference_backward(c.spec, data.backward);
+  backward(plan, data.backward, executor);
+  return testing::compare_gradient(c.spec, expected, data.backward);
+}
+
+// In whose units the error is.
+DType dtype_of(const testing::Comparison& result, const Spec& spec) {
+  const std::string_view tensor = result.tensor;
+  return tensor == "dgamma" || tensor == "dbeta" ? spec.param : spec.data;
+}
+
 void print(const testing::Case& c, const testing::Comparison& result) {
   std::printf("%s %7.3f of %-7.4g %s\n", result.within_bound() ? "ok    " : "FAILED", result.error,
               result.bound, c.name.c_str());
   std::fflush(stdout);  // so that after a crash it is plain which case is next
   if (result.within_bound()) return;
-  std::printf("       y[%lld] is %.17g, exactly %.17g\n", static_cast<long long>(result.index),
-              result.actual, result.expected);
+  std::printf("       %s[%lld] is %.17g, exactly %.17g\n", result.tensor,
+              static_cast<long long>(result.index), result.actual, result.expected);
 }
 
 int run(const Options& options) {
@@ -95,13 +112,15 @@ int run(const Options& options) {
   }
   const Executor executor = options.engine.executor();
   const std::string target = options.engine.plan(list.front().spec).target();
+  const auto check_case = options.backward ? check_backward : check_forward;
   std::size_t failed = 0;
   std::map<DType, double> worst;
   for (const testing::Case& c : list) {
     const testing::Comparison result = check_case(c, options, executor);
     print(c, result);
     if (!result.within_bound()) ++failed;
-    worst[c.spec.data] = std::max(worst[c.spec.data], result.error);
+    double& worst_error = worst[dtype_of(result, c.spec)];
+    worst_error = std::max(worst_error, result.error);
   }
   std::printf("%zu of %zu cases within bound (%s, %d threads, seed %llu); worst errors:",
               list.size() - failed, list.size(), target.c_str(), executor.threads,
@@ -118,13 +137,13 @@ Command add_check(CLI::App& app) {
       "check",
       "Compare the engine with the double-precision reference, on the built-in cases or a given "
       "shape. A line for each: its worst error of the bound. f32: units of 2^-23 (1 + |gamma xhat| "
-      "+ "
-      "|beta|); f64: of 2^-52 times the same + |mean| rstd; f16, bf16: steps from the exact result "
-      "rounded");
+      "+ |beta|); f64: of 2^-52 times the same + |mean| rstd; f16, bf16: steps from the exact "
+      "result rounded. Gradients: of 2^-23 and 2^-52 times the sum of the absolute terms");
   const auto options = std::make_shared<Options>();
   CLI::Option* const patterns = check->add_option(
       "cases", options->patterns, "Parts of case names, * stands for anything; without: all cases");
   check->add_flag("--list", options->list, "Print the names of the cases and stop");
+  check->add_flag("--backward", options->backward, "dx, dgamma and dbeta instead of y");
   check->add_option("--seed", options->seed, "Of the random data")->capture_default_str();
   CLI::App* const given = check->add_option_group("A shape instead of the built-in cases");
   options->shape = options->tensor.add_to(*given)->excludes(patterns);

@@ -118,4 +118,9 @@ void forward(const Plan& plan, const Forward& args, const Executor& executor) {
   require_ok(plan.forward(args, workspace, executor), plan.spec());
 }
 
+void backward(const Plan& plan, const Backward& args, const Executor& executor) {
+  std::vector<std::byte> workspace(plan.backward_workspace_bytes());
+  require_ok(plan.backward(args, workspace, executor), plan.spec());
+}
+
 }  // namespace groupnorm::tools

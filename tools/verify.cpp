@@ -10,6 +10,11 @@ namespace {
 
 std::int64_t elements_of(const Shape& shape) { return shape.n * shape.c * shape.s; }
 
+// As elements_of, of a shape that may be too large for it.
+double count_of(const Shape& shape) {
+  return static_cast<double>(shape.n) * static_cast<double>(shape.c) * static_cast<double>(shape.s);
+}
+
 testing::Comparison verify_blocks(const Spec& spec, const Forward& args) {
   const Block& block = spec.block;
   const std::int64_t m = block.examples * block.channels * spec.shape.s;
@@ -37,13 +42,18 @@ testing::Comparison verify(const Spec& spec, const Forward& args) {
 }
 
 double memory_needed(const Spec& spec) {
-  const auto [n, c, s] = spec.shape;
-  const double elements = static_cast<double>(n) * static_cast<double>(c) * static_cast<double>(s);
+  const double elements = count_of(spec.shape);
   const double block = static_cast<double>(spec.block.examples) *
-                       static_cast<double>(spec.block.channels) * static_cast<double>(s);
+                       static_cast<double>(spec.block.channels) * static_cast<double>(spec.shape.s);
   const double verified = std::min(elements, std::max(block, static_cast<double>(kMostVerified)));
   const auto element = static_cast<double>(detail::size_of(spec.data));
   return 2 * elements * element + verified * 2 * sizeof(double);
+}
+
+double gradient_memory_needed(const Spec& spec) {
+  // x, y, dy and dx; the reference's z and its scale.
+  const auto element = static_cast<double>(detail::size_of(spec.data));
+  return count_of(spec.shape) * (4 * element + 2 * sizeof(double));
 }
 
 }  // namespace groupnorm::tools

@@ -18,6 +18,10 @@ testing::Comparison verify(const Spec& spec, const Forward& args);
 // Bytes that make_data, a call and verify need.
 double memory_needed(const Spec& spec);
 
+// Bytes that make_gradient_data, a call and reference_backward of the whole tensor need: gradients
+// of gamma and beta are sums over it.
+double gradient_memory_needed(const Spec& spec);
+
 }  // namespace groupnorm::tools
 
 #endif

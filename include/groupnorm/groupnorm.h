@@ -15,12 +15,13 @@
  *   gn_plan plan = {0};
  *   gn_status status = gn_plan_make(&spec, NULL, &plan);
  *
- * Compatibility. gn_spec and gn_forward_args begin with struct_size: the sizeof that the caller was
- * compiled with, set by the _init functions. Later versions only append fields, for which 0 means
- * what this version does. So a caller built for an older header gets 0 for the fields that it does
- * not know, and a caller built for a newer one is accepted while the fields that this library does
- * not know are 0. Every other struct_size (0 too) is GN_STATUS_STRUCT_SIZE. All other structs stay
- * as they are until gn_abi_version() changes; enumerators keep their values for good.
+ * Compatibility. gn_spec, gn_forward_args and gn_backward_args begin with struct_size: the sizeof
+ * that the caller was compiled with, set by the _init functions. Later versions only append fields,
+ * for which 0 means what this version does. So a caller built for an older header gets 0 for the
+ * fields that it does not know, and a caller built for a newer one is accepted while the fields
+ * that this library does not know are 0. Every other struct_size (0 too) is GN_STATUS_STRUCT_SIZE.
+ * All other structs stay as they are until gn_abi_version() changes; enumerators keep their values
+ * for good.
  */
 #ifndef GROUPNORM_GROUPNORM_H
 #define GROUPNORM_GROUPNORM_H
@@ -169,6 +170,38 @@ static inline void gn_forward_args_init(gn_forward_args* args) {
   args->struct_size = sizeof *args;
 }
 
+/* The arguments of one backward call, which differentiates a forward call of the same spec. With L
+ * the loss, dy = dL/dy, and
+ *
+ *   dz = dy * activation'(z),   z = gamma * xhat + beta, made again from x
+ *   dbeta = sum dz,   dgamma = sum dz * xhat          over all that share the parameter
+ *   dx = rstd * (gamma * dz - D / m - xhat * E / (m - correction))
+ *   D = sum gamma * dz,   E = sum gamma * dz * xhat   over the block
+ *
+ * Not centred: no D. Statistics given: neither D nor E.
+ *
+ * Elements lie as in gn_forward_args. dx == dy is allowed (in place); no other output may overlap
+ * anything. */
+typedef struct gn_backward_args {
+  size_t struct_size;
+  const void* x;      /* [n, c, s], of forward */
+  const void* dy;     /* [n, c, s], in the dtype of x */
+  const void* gamma;  /* of forward; null: 1 */
+  const void* beta;   /* of forward; null: 0; read only where there is an activation */
+  const double* mean; /* what forward wrote, or was given; may be null where center is 0 */
+  const double* rstd;
+  int32_t accumulate; /* not 0: add to what dgamma and dbeta hold; else overwrite it */
+  void* dx;     /* [n, c, s], in the dtype of x; written where not null, as are the next two */
+  void* dgamma; /* [c], or [n, c] with the spec's param_stride; in the dtype of gamma */
+  void* dbeta;  /* as dgamma */
+} gn_backward_args;
+
+/* struct_size; all pointers null; accumulate 0. */
+static inline void gn_backward_args_init(gn_backward_args* args) {
+  memset(args, 0, sizeof *args);
+  args->struct_size = sizeof *args;
+}
+
 /* Runs task(arg, i) once for each i in [0, count), in any order, and returns when all are done.
  * `threads` (1 to 1024) says how finely to cut the work; the bits of the result do not depend on
  * it. Without `run` the calling thread does everything. */
@@ -195,10 +228,11 @@ typedef struct gn_plan {
  */
 GROUPNORM_API gn_status gn_plan_make(const gn_spec* spec, const char* target, gn_plan* plan);
 
-/* Of a null plan, or one that is not made: 0, 0, 0, "". */
+/* Of a null plan, or one that is not made: 0, 0, 0, 0, "". */
 GROUPNORM_API int64_t gn_plan_blocks(const gn_plan* plan);         /* means and rstds */
 GROUPNORM_API int64_t gn_plan_block_elements(const gn_plan* plan); /* m */
 GROUPNORM_API size_t gn_plan_workspace_bytes(const gn_plan* plan); /* for any number of threads */
+GROUPNORM_API size_t gn_plan_backward_workspace_bytes(const gn_plan* plan); /* of gn_backward */
 GROUPNORM_API const char* gn_plan_target(const gn_plan* plan);
 
 /* Any number of times, from any thread; concurrent calls need a workspace each, of any alignment.
@@ -206,6 +240,13 @@ GROUPNORM_API const char* gn_plan_target(const gn_plan* plan);
 GROUPNORM_API gn_status gn_forward(const gn_plan* plan, const gn_forward_args* args,
                                    void* workspace, size_t workspace_bytes,
                                    const gn_executor* executor);
+
+/* As gn_forward, with gn_plan_backward_workspace_bytes. An empty tensor gives dgamma and dbeta of
+ * 0.
+ */
+GROUPNORM_API gn_status gn_backward(const gn_plan* plan, const gn_backward_args* args,
+                                    void* workspace, size_t workspace_bytes,
+                                    const gn_executor* executor);
 
 /* The instruction sets of this build and machine, best first; `count` (may be null) says how many.
  */

@@ -175,9 +175,9 @@ struct Backward {
   const double* mean = nullptr;
   const double* rstd = nullptr;
   // Written on request: each may be null.
-  void* dx = nullptr;      // [n, c, s], in the dtype of x
-  void* dgamma = nullptr;  // [c], or [n, c] with the Spec's param_stride; in the dtype of gamma
-  void* dbeta = nullptr;   // as dgamma
+  void* dx = nullptr;       // [n, c, s], in the dtype of x
+  void* dgamma = nullptr;   // [c], or [n, c] with the Spec's param_stride; in the dtype of gamma
+  void* dbeta = nullptr;    // as dgamma
   bool accumulate = false;  // add to what dgamma and dbeta hold; else overwrite it
 };
 

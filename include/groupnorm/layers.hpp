@@ -3,6 +3,7 @@
 //   groupnorm::Tensor x({16, 32, 64, 64});
 //   groupnorm::GroupNormalization gn(/*num_groups=*/8);
 //   groupnorm::Tensor y = gn.forward(x);
+//   groupnorm::Tensor dx = gn.backward(dy);
 #ifndef GROUPNORM_LAYERS_HPP
 #define GROUPNORM_LAYERS_HPP
 
@@ -85,7 +86,9 @@ class GROUPNORM_API Tensor {
   double var() const;
 
  private:
+  friend class Normalization;
   Tensor(std::vector<std::int64_t> shape, DType dtype, Layout layout, std::shared_ptr<void> data);
+  Tensor share() const;  // of the same memory
   void check_element(std::size_t bytes) const;
 
   std::vector<std::int64_t> shape_;
@@ -102,8 +105,7 @@ struct Options {
   Executor executor = pool();  // pool(1), {} or the caller's own threads
 };
 
-// What the layers share. They differ in the Block that they choose. One forward at a time on a
-// layer.
+// What the layers share. They differ in the Block that they choose. One call at a time on a layer.
 class GROUPNORM_API Normalization {
  public:
   virtual ~Normalization() = default;
@@ -121,6 +123,25 @@ class GROUPNORM_API Normalization {
   Tensor forward(const Tensor& x);
   // Into a y that is there already and has x's shape, dtype and layout; y may be x (in place).
   virtual void forward(const Tensor& x, Tensor& y);
+
+  // dx = dL/dx of the last forward, given dy = dL/dy of the same shape, dtype and layout as x; adds
+  // dL/dgamma and dL/dbeta to dgamma() and dbeta(). gamma, beta and options count as they were at
+  // forward, but for the executor.
+  //
+  // forward copies no x: it holds on to the memory of x until the next forward, and x must not be
+  // changed before backward (nor released, where x is a view). So a forward in place cannot be
+  // differentiated. Throws Error after one, before any forward, or for a dy that is not as x.
+  Tensor backward(const Tensor& dy);
+  // Into a dx that is there already and has x's shape, dtype and layout; dx may be dy (in place).
+  void backward(const Tensor& dy, Tensor& dx);
+
+  // The sums over all backward calls since zero_grad(), one a channel as gamma and beta. Each call
+  // adds its own sum in the precision that gamma is used in.
+  std::span<double> dgamma() noexcept { return dgamma_; }
+  std::span<double> dbeta() noexcept { return dbeta_; }
+  std::span<const double> dgamma() const noexcept { return dgamma_; }
+  std::span<const double> dbeta() const noexcept { return dbeta_; }
+  void zero_grad() noexcept;
 
   // Of the last forward: one a block, [n / block.examples, c / block.channels].
   std::span<const double> mean() const noexcept { return statistics_.mean; }
@@ -149,13 +170,18 @@ class GROUPNORM_API Normalization {
 
  private:
   void check_block(const Shape& shape) const;
-  void check_tensors(const Tensor& x, const Tensor& y) const;
+  void check_channels(const Tensor& x) const;
+  void check_like(const Tensor& x, const char* name, const Tensor& other) const;
+  void check_call(Status status, const Spec& spec, const Tensor& x) const;
+
+  struct Recorded;  // of a forward, for backward
 
   std::string name_;
   BlockOf block_of_;
   bool center_;
-  std::vector<double> gamma_, beta_;
+  std::vector<double> gamma_, beta_, dgamma_, dbeta_;
   Statistics statistics_;
+  std::shared_ptr<const Recorded> recorded_;  // null: nothing that backward could differentiate
   std::vector<std::byte> workspace_;
 };
 
@@ -191,7 +217,8 @@ class GROUPNORM_API RmsNormalization : public Normalization {
 //
 // In training, which it starts in, forward uses the batch's statistics and moves the running ones:
 //   running += momentum * (batch - running),   the variance divided by m - 1
-// After eval() forward uses the running statistics, which may also be written.
+// After eval() forward uses the running statistics, which may also be written. backward goes
+// through the batch's statistics, but takes the running ones as constants.
 class GROUPNORM_API BatchNormalization : public Normalization {
  public:
   explicit BatchNormalization(std::int64_t num_channels, double eps = 1e-5, double momentum = 0.1);

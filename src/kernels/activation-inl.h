@@ -136,13 +136,13 @@ struct HardSwish {
     const auto ramp = hn::Min(hn::Max(hn::Add(z, three), hn::Zero(d)), six);
     return hn::Mul(z, hn::Mul(ramp, hn::Set(d, C{1} / C{6})));
   }
-  // 0 up to -3, z / 3 + 1 / 2 between, 1 above 3.
+  // 0 up to -3, z / 3 + 1 / 2 between, 1 from 3 on.
   template <class D, class V>
   static HWY_INLINE V Gradient(D d, V z, V dy) {
     using C = hn::TFromD<D>;
     const auto line = hn::MulAdd(z, hn::Set(d, C{1} / C{3}), hn::Set(d, C{0.5}));
-    const auto above = hn::Gt(z, hn::Set(d, C{3}));
-    const auto below = hn::Lt(z, hn::Set(d, C{-3}));
+    const auto above = hn::Ge(z, hn::Set(d, C{3}));
+    const auto below = hn::Le(z, hn::Set(d, C{-3}));
     return hn::IfThenZeroElse(below, hn::IfThenElse(above, dy, hn::Mul(dy, line)));
   }
 };

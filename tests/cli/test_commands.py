@@ -101,6 +101,24 @@ def test_check_runs_every_case_on_every_target(cli, targets):
         assert f"{len(names)} of {len(names)} cases within bound ({target}, " in out[-1]
 
 
+def test_check_backward(cli, targets):
+    out = cli.ok("check", "--backward").splitlines()
+    names = cli.ok("check", "--list", "--backward").splitlines()
+    assert [line.split()[-1] for line in out[:-1]] == names
+    assert all(line.startswith("ok ") for line in out[:-1])
+    assert f"{len(names)} of {len(names)} cases within bound" in out[-1]
+    # Gradients, not y: their bound is another.
+    assert " of 4 " in out[0] and " of 3 " in cli.ok("check", names[0])
+    for target in targets:
+        out = cli.ok("check", "--backward", "first/6x6", "--target", target)
+        assert f"within bound ({target}, " in out
+    out = cli.ok(
+        *("check", "--backward", "--shape", "3x6x11", "--norm", "rms"),
+        *("--dtype", "f16", "--param-dtype", "f32", "--activation", "hard_swish"),
+    )
+    assert "rms/3x6x11" in out and "1 of 1 cases" in out
+
+
 def test_check_chooses_by_pattern(cli):
     names = cli.ok("check", "--list").splitlines()
     assert cli.ok("check", "--list", "layer/").splitlines() == [
@@ -191,6 +209,25 @@ def test_bench_flags(cli):
     assert bench(cli, "--shape", "8x32", "--norm", "instance")["groups"] == 32
     text = cli.ok("bench", "--seconds", 0.02, *SMALL)
     assert "p50 " in text and "p99 " in text and " GB/s" in text and " copies" in text
+
+
+@pytest.mark.parametrize("flags", [[], ["--in-place"], ["--hot", "--in-place"]])
+def test_bench_backward(cli, flags):
+    result = bench(cli, *SMALL, "--backward", "--dtype", "f16", *flags)
+    assert set(BENCH_KEYS) <= set(result)
+    assert result["direction"] == "backward"
+    assert result["in_place"] == ("--in-place" in flags)
+    # Reads x and dy, writes dx.
+    assert result["gb_per_s"] == pytest.approx(
+        3 * 2 * 2 * 8 * 5 * 7 / result["p50_us"] * 1e-3, rel=1e-4
+    )
+    assert result["copy_ratio"] == pytest.approx(
+        result["p50_us"] / result["copy_p50_us"], rel=1e-4
+    )
+    # Only the worst of dx, dgamma and dbeta is told, and all are f16: a neighbour at most.
+    assert 0 <= result["max_error_eps"] <= 1
+    text = cli.ok("bench", "--seconds", 0.02, *SMALL, "--backward", *flags)
+    assert text.startswith("backward ") and " of 3 x " in text
 
 
 def test_groups(cli):

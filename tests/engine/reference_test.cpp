@@ -1,14 +1,19 @@
-// The oracle itself, against closed forms. (tests/cli/test_reference.py holds it against PyTorch.)
+// The oracle itself, against closed forms and, for gradients, finite differences of its own
+// forward. (tests/cli/test_reference.py and test_gradient.py hold it against PyTorch.)
 #include "engine.h"
 
+#include <algorithm>
 #include <cmath>
 #include <numbers>
 #include <numeric>
+#include <span>
 
 namespace groupnorm::testing {
 namespace {
 
 using detail::reference_activation;
+using detail::reference_backward;
+using detail::reference_derivative;
 using detail::reference_forward;
 
 Spec f64_spec(Shape shape, Block block) {
@@ -112,6 +117,182 @@ TEST(Reference, Activations) {
   EXPECT_EQ(reference_activation(Activation::hard_swish, 1), 4.0 / 6);
   EXPECT_EQ(reference_activation(Activation::hard_swish, 4), 4);
   EXPECT_EQ(reference_activation(Activation::hard_swish, -4), 0);
+}
+
+// ---- Gradients ----------------------------------------------------------------------------------
+
+double slope(const auto& function, double at) {
+  constexpr double kStep = 0x1p-17;  // errors: step^2 f''' / 6 < 1e-10 and eps64 f / step < 1e-10
+  return (function(at + kStep) - function(at - kStep)) / (2 * kStep);
+}
+
+TEST(Reference, DerivativesOfTheActivations) {
+  for (const auto& activation : kActivations) {
+    const auto f = [&](double z) { return reference_activation(activation.value, z); };
+    for (double z = -9.995; z < 10; z += 0.01) {  // never within 0.004 of a jump
+      EXPECT_NEAR(reference_derivative(activation.value, z), slope(f, z), 1e-9)
+          << activation.name << " at " << z;
+    }
+    for (const double far : {100.0, 1e3, 1e38}) {
+      EXPECT_EQ(reference_derivative(activation.value, far), 1) << activation.name;
+      const double left = activation.value == Activation::none ? 1 : 0;
+      EXPECT_NEAR(reference_derivative(activation.value, -far), left, 1e-15) << activation.name;
+    }
+  }
+  EXPECT_EQ(reference_derivative(Activation::relu, 0), 0);
+  EXPECT_EQ(reference_derivative(Activation::relu, 1e-300), 1);
+  EXPECT_EQ(reference_derivative(Activation::hard_swish, -3), 0);
+  EXPECT_EQ(reference_derivative(Activation::hard_swish, 3), 1);
+}
+
+// What a scale counts for an error of z is max |act''|: never less, and nearly reached.
+TEST(Reference, ScalesHoldTheCurvature) {
+  for (const auto& activation : kActivations) {
+    double curvature = 0;
+    for (double z = -9.995; z < 10; z += 0.01) {
+      const auto f = [&](double at) { return reference_derivative(activation.value, at); };
+      curvature = std::max(curvature, std::fabs(slope(f, z)));
+    }
+    Spec spec = f64_spec({1, 1, 1}, {1, 1});
+    spec.activation = activation.value;
+    const double x = 0, dy = 1, mean = 0, rstd = 1;  // z = 0
+    const auto result =
+        reference_backward(spec, {.x = &x, .dy = &dy, .mean = &mean, .rstd = &rstd});
+    const double counted = result.dbeta_scale[0] - reference_derivative(activation.value, 0);
+    EXPECT_NEAR(counted, curvature, 1e-3) << activation.name;
+    EXPECT_GE(counted, curvature - 1e-9) << activation.name;
+  }
+}
+
+std::span<double> doubles(Buffer& buffer) {
+  return {reinterpret_cast<double*>(buffer.data()), buffer.size() / sizeof(double)};
+}
+
+// sum dy * y
+double loss(const Spec& spec, GradientData& data) {
+  Forward forward{.x = data.x.data(), .gamma = data.gamma.data(), .beta = data.beta.data()};
+  if (spec.given_statistics) {
+    forward.given_mean = data.mean.data();
+    forward.given_rstd = data.rstd.data();
+  }
+  const std::vector<double> y = reference_forward(spec, forward).y;
+  return std::inner_product(y.begin(), y.end(), doubles(data.dy).begin(), 0.0);
+}
+
+// Every derivative by the elements of `tensor` against the slope of the loss; the tolerance is
+// relative to the sum of absolute terms.
+void expect_slopes(const Case& c, GradientData& data, Buffer& tensor, const char* name,
+                   const std::vector<double>& gradient, const auto& scale) {
+  const std::span<double> values = doubles(tensor);
+  for (std::size_t i = 0; i < values.size() && i < gradient.size(); ++i) {
+    const double value = values[i];
+    const double expected = slope(
+        [&](double at) {
+          values[i] = at;
+          return loss(c.spec, data);
+        },
+        value);
+    values[i] = value;
+    ASSERT_NEAR(gradient[i], expected, 1e-6 * scale(i))
+        << c.name << ", " << name << "[" << i << "]";
+  }
+}
+
+void expect_finite_differences(const Case& c) {
+  GradientData data = make_gradient_data(c, 11);
+  const auto result = reference_backward(c.spec, data.backward);
+  const double largest = *std::max_element(result.dx_scale.begin(), result.dx_scale.end());
+  expect_slopes(c, data, data.x, "dx", result.dx, [&](std::size_t) { return largest; });
+  expect_slopes(c, data, data.gamma, "dgamma", result.dgamma,
+                [&](std::size_t i) { return result.dgamma_scale[i]; });
+  expect_slopes(c, data, data.beta, "dbeta", result.dbeta,
+                [&](std::size_t i) { return result.dbeta_scale[i]; });
+}
+
+TEST(Reference, FiniteDifferences) {
+  constexpr Shape kShape{4, 4, 3};
+  struct Affine {
+    bool gamma, beta;
+    std::int64_t param_stride;
+  };
+  constexpr Affine kAffine[] = {
+      {true, true, 0}, {true, false, 0}, {false, true, 0}, {false, false, 0}, {true, true, 6}};
+  for (const Norm& norm : norms()) {
+    for (const auto& layout : kLayouts) {
+      for (const auto& activation : kActivations) {
+        for (const int correction : {0, 1}) {
+          for (const Affine& affine : kAffine) {
+            const Spec spec{.shape = kShape,
+                            .block = norm.block(kShape, 2),
+                            .layout = layout.value,
+                            .data = DType::f64,
+                            .param = DType::f64,
+                            .activation = activation.value,
+                            .center = norm.center,
+                            .given_statistics = norm.given_statistics,
+                            .correction = correction,
+                            .eps = 1e-3,
+                            .param_stride = affine.param_stride};
+            expect_finite_differences({.name = std::string(norm.name) + ", " + layout.name + ", " +
+                                               activation.name + ", correction " +
+                                               std::to_string(correction) + ", stride " +
+                                               std::to_string(affine.param_stride),
+                                       .spec = spec,
+                                       .mean = 0.5,
+                                       .gamma = affine.gamma,
+                                       .beta = affine.beta});
+            if (HasFatalFailure()) return;
+          }
+        }
+      }
+    }
+  }
+}
+
+// x = -1, 1 in two examples: xhat = x (eps = 0). The second row of [n, c] lies 2 further.
+TEST(Reference, GradientsOfParametersAccumulateInTheirRows) {
+  const std::vector<double> x = {-1, 1, -1, 1}, dy = {1, 2, 3, 5}, mean = {0, 0}, rstd = {1, 1};
+  std::vector<double> dgamma = {10, 7, 20}, dbeta = {30, 7, 40};
+  Spec spec = f64_spec({2, 1, 2}, {1, 1});
+  spec.param_stride = 2;
+  Backward args{.x = x.data(),
+                .dy = dy.data(),
+                .mean = mean.data(),
+                .rstd = rstd.data(),
+                .dgamma = dgamma.data(),
+                .dbeta = dbeta.data()};
+  EXPECT_EQ(reference_backward(spec, args).dgamma, (std::vector<double>{1, 0, 2}));
+  EXPECT_EQ(reference_backward(spec, args).dbeta, (std::vector<double>{3, 0, 8}));
+  args.accumulate = true;
+  const auto result = reference_backward(spec, args);
+  EXPECT_EQ(result.dgamma, (std::vector<double>{11, 0, 22}));
+  EXPECT_EQ(result.dbeta, (std::vector<double>{33, 0, 48}));
+  EXPECT_EQ(result.dgamma_scale, (std::vector<double>{13, 0, 28}));
+  spec.param_stride = 0;
+  EXPECT_EQ(reference_backward(spec, args).dgamma, (std::vector<double>{13}));
+}
+
+// dL/dx is orthogonal to 1 and, for eps = 0, to x: y does not change where x is shifted or scaled.
+TEST(Reference, GradientIsOrthogonalToShiftAndScale) {
+  const std::vector<double> x = {1, 2, 4, 8, -3}, dy = {3, -1, 2, 0.5, 1};
+  Spec spec = f64_spec({1, 1, 5}, {1, 1});
+  const auto forward = reference_forward(spec, {.x = x.data()});
+  const auto result = reference_backward(
+      spec,
+      {.x = x.data(), .dy = dy.data(), .mean = forward.mean.data(), .rstd = forward.rstd.data()});
+  EXPECT_NEAR(std::accumulate(result.dx.begin(), result.dx.end(), 0.0), 0, 1e-15);
+  EXPECT_NEAR(std::inner_product(x.begin(), x.end(), result.dx.begin(), 0.0), 0, 1e-14);
+}
+
+TEST(Reference, EmptyTensorsHaveGradientsOfZero) {
+  const std::vector<double> old = {1, 2, 3};
+  std::vector<double> dgamma = old;
+  for (const Shape shape : {Shape{0, 3, 2}, Shape{2, 3, 0}}) {
+    const Spec spec = f64_spec(shape, {1, 3});
+    EXPECT_EQ(reference_backward(spec, {}).dgamma, (std::vector<double>{0, 0, 0}));
+    EXPECT_EQ(reference_backward(spec, {.dgamma = dgamma.data(), .accumulate = true}).dgamma, old);
+  }
+  EXPECT_TRUE(reference_backward(f64_spec({2, 0, 3}, {1, 0}), {}).dbeta.empty());
 }
 
 }  // namespace

@@ -232,6 +232,167 @@ TEST_F(Arguments, GivenStatistics) {
   EXPECT_EQ(plan_.forward(args, {}), Status::ok) << "not centred: no mean needed";
 }
 
+// Arguments that backward accepts, to be spoilt one at a time.
+class BackwardArguments : public ::testing::Test {
+ protected:
+  const Spec spec_ = group_spec({1, 4, 40000}, 1);
+  Plan plan_ = make_plan(spec_, nullptr);
+  std::vector<float> x_ = std::vector<float>(160001, 2.5F);
+  std::vector<float> dy_ = std::vector<float>(160001, 0.5F);
+  std::vector<float> dx_ = std::vector<float>(160001, 7.0F);
+  std::array<float, 8> gamma_{}, beta_{}, dgamma_{}, dbeta_{};
+  std::array<double, 4> mean_{}, rstd_{};
+  std::vector<std::byte> workspace_ = std::vector<std::byte>(plan_.backward_workspace_bytes());
+  Backward args_{.x = x_.data(),
+                 .dy = dy_.data(),
+                 .gamma = gamma_.data(),
+                 .beta = beta_.data(),
+                 .mean = mean_.data(),
+                 .rstd = rstd_.data(),
+                 .dx = dx_.data(),
+                 .dgamma = dgamma_.data(),
+                 .dbeta = dbeta_.data()};
+
+  void SetUp() override {
+    for (auto* const params : {&gamma_, &beta_, &dgamma_, &dbeta_}) params->fill(7);
+    mean_.fill(7);
+    rstd_.fill(7);
+  }
+
+  void expect(Status status, const Backward& args, const char* what) {
+    expect(status, args, workspace_, {}, what);
+  }
+  void expect(Status status, const Backward& args, std::span<std::byte> workspace,
+              const Executor& executor, const char* what) {
+    EXPECT_EQ(plan_.backward(args, workspace, executor), status) << what;
+    EXPECT_TRUE(std::all_of(x_.begin(), x_.end(), [](float x) { return x == 2.5F; })) << what;
+    EXPECT_TRUE(std::all_of(dy_.begin(), dy_.end(), [](float dy) { return dy == 0.5F; })) << what;
+    EXPECT_TRUE(std::all_of(dx_.begin(), dx_.end(), [](float dx) { return dx == 7; })) << what;
+    for (const auto& params : {gamma_, beta_, dgamma_, dbeta_}) {
+      EXPECT_EQ(params, (std::array<float, 8>{7, 7, 7, 7, 7, 7, 7, 7})) << what;
+    }
+    for (const auto& statistics : {mean_, rstd_}) {
+      EXPECT_EQ(statistics, (std::array<double, 4>{7, 7, 7, 7})) << what;
+    }
+  }
+  Backward with(void (*change)(Backward&)) const {
+    Backward args = args_;
+    change(args);
+    return args;
+  }
+};
+
+template <class T>
+T* shifted(T* data, std::ptrdiff_t bytes) {
+  return reinterpret_cast<T*>(reinterpret_cast<std::byte*>(data) + bytes);
+}
+
+TEST_F(BackwardArguments, AreAcceptedUnspoilt) {
+  EXPECT_EQ(plan_.backward(args_, workspace_), Status::ok);
+  args_.dx = dy_.data();
+  EXPECT_EQ(plan_.backward(args_, workspace_), Status::ok) << "in place";
+  args_.gamma = args_.beta = args_.dx = args_.dgamma = args_.dbeta = nullptr;
+  EXPECT_EQ(plan_.backward(args_, workspace_), Status::ok) << "nothing asked for";
+}
+
+TEST_F(BackwardArguments, Pointers) {
+  expect(Status::null_pointer, with([](Backward& a) { a.x = nullptr; }), "x null");
+  expect(Status::null_pointer, with([](Backward& a) { a.dy = nullptr; }), "dy null");
+  expect(Status::missing_statistics, with([](Backward& a) { a.mean = nullptr; }), "mean null");
+  expect(Status::missing_statistics, with([](Backward& a) { a.rstd = nullptr; }), "rstd null");
+  Backward args = args_;
+  args.x = shifted(x_.data(), 2);
+  expect(Status::misaligned_pointer, args, "x misaligned");
+  args = args_;
+  args.dy = shifted(dy_.data(), 1);
+  expect(Status::misaligned_pointer, args, "dy misaligned");
+  args = args_;
+  args.dx = shifted(dx_.data(), 3);
+  expect(Status::misaligned_pointer, args, "dx misaligned");
+  args = args_;
+  args.gamma = shifted(gamma_.data(), 2);
+  expect(Status::misaligned_pointer, args, "gamma misaligned");
+  args = args_;
+  args.beta = shifted(beta_.data(), 2);
+  expect(Status::misaligned_pointer, args, "beta misaligned");
+  args = args_;
+  args.dgamma = shifted(dgamma_.data(), 2);
+  expect(Status::misaligned_pointer, args, "dgamma misaligned");
+  args = args_;
+  args.dbeta = shifted(dbeta_.data(), 2);
+  expect(Status::misaligned_pointer, args, "dbeta misaligned");
+  args = args_;
+  args.mean = shifted(mean_.data(), 4);
+  expect(Status::misaligned_pointer, args, "mean misaligned");
+  args = args_;
+  args.rstd = shifted(rstd_.data(), 4);
+  expect(Status::misaligned_pointer, args, "rstd misaligned");
+}
+
+TEST_F(BackwardArguments, Overlap) {
+  Backward args = args_;
+  args.dx = x_.data();
+  expect(Status::overlap, args, "dx is x");
+  args.dx = x_.data() + 1;
+  expect(Status::overlap, args, "dx one element behind x");
+  args.dx = dy_.data() + 1;
+  expect(Status::overlap, args, "dx one element behind dy");
+  args = args_;
+  args.dy = dx_.data() + 1;
+  expect(Status::overlap, args, "dx one element before dy");
+  args = args_;
+  args.dbeta = dgamma_.data();
+  expect(Status::overlap, args, "dgamma is dbeta");
+  args.dbeta = dgamma_.data() + 3;
+  expect(Status::overlap, args, "dbeta behind the start of dgamma");
+  args.dbeta = beta_.data();
+  expect(Status::overlap, args, "dbeta is beta");
+  args.dbeta = dy_.data();
+  expect(Status::overlap, args, "dbeta in dy");
+  args = args_;
+  args.dgamma = gamma_.data();
+  expect(Status::overlap, args, "dgamma is gamma");
+  args.dgamma = x_.data() + 100;
+  expect(Status::overlap, args, "dgamma in x");
+  args.dgamma = dx_.data() + 100;
+  expect(Status::overlap, args, "dgamma in dx");
+  args.dgamma = mean_.data();
+  expect(Status::overlap, args, "dgamma in mean");
+  args = args_;
+  args.rstd = reinterpret_cast<const double*>(dx_.data() + 2);
+  expect(Status::overlap, args, "rstd in dx");
+  for (std::vector<float>* const tensor : {&x_, &dy_, &dx_}) {
+    expect(Status::overlap, args_, std::as_writable_bytes(std::span(*tensor)), {},
+           "the workspace is a tensor");
+  }
+  args = args_;
+  args.dx = dy_.data();
+  args.dgamma = dy_.data() + 8;
+  expect(Status::overlap, args, "dgamma in dx, in place");
+}
+
+TEST_F(BackwardArguments, WorkspaceAndExecutor) {
+  ASSERT_GT(workspace_.size(), 0U);
+  const std::span<std::byte> all(workspace_);
+  expect(Status::workspace_too_small, args_, all.first(all.size() - 1), {}, "a byte too few");
+  expect(Status::workspace_too_small, args_, {}, {}, "no workspace");
+  expect(Status::executor, args_, workspace_, {.threads = 0}, "0 threads");
+  expect(Status::executor, args_, workspace_, {.threads = 1025}, "1025 threads");
+  EXPECT_EQ(Plan().backward(args_, workspace_), Status::not_planned);
+  EXPECT_EQ(Plan().backward_workspace_bytes(), 0U);
+}
+
+TEST_F(BackwardArguments, MeanIsNeededWhereItIsRead) {
+  Spec spec = spec_;
+  spec.given_statistics = true;
+  plan_ = make_plan(spec, nullptr);
+  args_.mean = nullptr;
+  expect(Status::missing_statistics, args_, "given statistics");
+  spec.center = false;
+  plan_ = make_plan(spec, nullptr);
+  EXPECT_EQ(plan_.backward(args_, workspace_), Status::ok) << "not centred";
+}
+
 TEST(Validate, EveryStatusHasItsWords) {
   std::set<std::string> words;
   for (int i = 0; i <= static_cast<int>(Status::not_planned); ++i) {

@@ -20,6 +20,11 @@ static void check(bool ok, const char* what, int line) {
 enum { kN = 2, kC = 4, kS = 6, kGroups = 2, kBlocks = kN * kGroups, kSize = kN * kC * kS };
 static const int kM = kSize / kBlocks;
 
+/* Bits, not values: what is promised. */
+static int same_bits(const void* a, const void* b, size_t bytes) {
+  return memcmp(a, b, bytes) == 0;
+}
+
 static gn_spec make_spec(void) {
   gn_spec spec;
   gn_spec_init(&spec);
@@ -127,6 +132,15 @@ static void test_defaults(void) {
   CHECK(args.x == NULL && args.y == NULL && args.gamma == NULL && args.beta == NULL);
   CHECK(args.mean == NULL && args.rstd == NULL);
   CHECK(args.given_mean == NULL && args.given_rstd == NULL);
+
+  gn_backward_args backward;
+  memset(&backward, 0xFF, sizeof backward);
+  gn_backward_args_init(&backward);
+  CHECK(backward.struct_size == sizeof backward);
+  CHECK(backward.x == NULL && backward.dy == NULL);
+  CHECK(backward.gamma == NULL && backward.beta == NULL);
+  CHECK(backward.mean == NULL && backward.rstd == NULL && backward.accumulate == 0);
+  CHECK(backward.dx == NULL && backward.dgamma == NULL && backward.dbeta == NULL);
 }
 
 static void test_status_strings(void) {
@@ -212,11 +226,12 @@ static void test_options_arrive(void) {
   args = make_args(x, y);
   args.mean = mean;
   CHECK(run(&spec, &args) == GN_STATUS_OK);
-  for (size_t b = 0; b < kBlocks; ++b) {
+  for (int b = 0; b < kBlocks; ++b) {
+    const int first = b * kM;
     double squares = 0;
-    for (size_t i = b * kM; i < (b + 1) * kM; ++i) squares += (double)x[i] * x[i] / kM;
+    for (int i = first; i < first + kM; ++i) squares += (double)x[i] * x[i] / kM;
     CHECK(mean[b] == 0);
-    CHECK(fabs(y[b * kM] - x[b * kM] / sqrt(squares + 1e-5)) <= 1e-6);
+    CHECK(fabs(y[first] - x[first] / sqrt(squares + 1e-5)) <= 1e-6);
   }
 
   /* f64, and its eps: a constant block gives 0 / sqrt(eps) = 0. */
@@ -242,6 +257,180 @@ static void test_options_arrive(void) {
     const float scale = i < kC * kS ? 1 : 2;
     CHECK(fabsf(y[i] - scale * expected[i]) <= 1e-6F * scale);
   }
+}
+
+/* What the tests of backward share: the inputs and outputs of one call in f64. */
+struct gradients {
+  gn_spec spec;
+  gn_plan plan;
+  double x[kSize], dy[kSize], gamma[kC], beta[kC], mean[kBlocks], rstd[kBlocks];
+  double dx[kSize], dgamma[kC], dbeta[kC];
+};
+
+/* The loss whose gradients backward gives: the sum of dy * y. Keeps mean and rstd. */
+static double loss(struct gradients* g) {
+  double y[kSize];
+  gn_forward_args args = make_args(g->x, y);
+  args.gamma = g->gamma;
+  args.beta = g->beta;
+  args.mean = g->mean;
+  args.rstd = g->rstd;
+  CHECK(gn_forward(&g->plan, &args, workspace, sizeof workspace, NULL) == GN_STATUS_OK);
+  double sum = 0;
+  for (int i = 0; i < kSize; ++i) sum += g->dy[i] * y[i];
+  return sum;
+}
+
+static struct gradients make_gradients(gn_activation activation) {
+  struct gradients g = {
+      .spec = make_spec(), .plan = {{0}}, .gamma = {1, 2, -0.5, 3}, .beta = {0, 1, -1, 0.25}};
+  g.spec.data = g.spec.param = GN_DTYPE_F64;
+  g.spec.activation = activation;
+  g.spec.correction = 1;
+  CHECK(gn_plan_make(&g.spec, NULL, &g.plan) == GN_STATUS_OK);
+  float x[kSize];
+  fill(x);
+  for (int i = 0; i < kSize; ++i) {
+    g.x[i] = x[i];
+    g.dy[i] = (double)(i * 7 % 11) / 4 - 1;
+  }
+  loss(&g);
+  return g;
+}
+
+static gn_backward_args make_backward_args(struct gradients* g) {
+  gn_backward_args args;
+  gn_backward_args_init(&args);
+  args.x = g->x;
+  args.dy = g->dy;
+  args.gamma = g->gamma;
+  args.beta = g->beta;
+  args.mean = g->mean;
+  args.rstd = g->rstd;
+  args.dx = g->dx;
+  args.dgamma = g->dgamma;
+  args.dbeta = g->dbeta;
+  return args;
+}
+
+static gn_status run_backward(const struct gradients* g, const gn_backward_args* args) {
+  return gn_backward(&g->plan, args, workspace, sizeof workspace, NULL);
+}
+
+/* The slope of the loss along one number, by central differences: the truncation is below 1e-8 for
+ * these inputs, and the rounding, 1e-15 of a loss of about 10 over the step, below 1e-9. */
+static double slope(struct gradients* g, double* at) {
+  const double step = 1e-5, value = *at;
+  *at = value + step;
+  const double above = loss(g);
+  *at = value - step;
+  const double below = loss(g);
+  *at = value;
+  return (above - below) / (2 * step);
+}
+
+static void test_backward_is_the_slope_of_forward(void) {
+  const gn_activation activations[] = {GN_ACTIVATION_NONE, GN_ACTIVATION_SILU};
+  for (size_t a = 0; a < sizeof activations / sizeof *activations; ++a) {
+    struct gradients g = make_gradients(activations[a]);
+    const gn_backward_args args = make_backward_args(&g);
+    CHECK(run_backward(&g, &args) == GN_STATUS_OK);
+    const double tolerance = 1e-7;
+    for (int i = 0; i < kSize; ++i) CHECK(fabs(g.dx[i] - slope(&g, &g.x[i])) < tolerance);
+    for (int c = 0; c < kC; ++c) {
+      CHECK(fabs(g.dgamma[c] - slope(&g, &g.gamma[c])) < tolerance);
+      CHECK(fabs(g.dbeta[c] - slope(&g, &g.beta[c])) < tolerance);
+    }
+  }
+}
+
+static void test_backward_outputs(void) {
+  struct gradients g = make_gradients(GN_ACTIVATION_SILU);
+  const gn_backward_args good = make_backward_args(&g);
+  CHECK(run_backward(&g, &good) == GN_STATUS_OK);
+  const struct gradients expected = g;
+
+  /* Each on its own. */
+  memset(g.dx, 0, sizeof g.dx);
+  memset(g.dgamma, 0, sizeof g.dgamma);
+  memset(g.dbeta, 0, sizeof g.dbeta);
+  gn_backward_args args = good;
+  args.dgamma = args.dbeta = NULL;
+  CHECK(run_backward(&g, &args) == GN_STATUS_OK);
+  CHECK(same_bits(g.dx, expected.dx, sizeof g.dx) && g.dgamma[0] == 0 && g.dbeta[0] == 0);
+  args = good;
+  args.dx = args.dbeta = NULL;
+  CHECK(run_backward(&g, &args) == GN_STATUS_OK);
+  CHECK(same_bits(g.dgamma, expected.dgamma, sizeof g.dgamma) && g.dbeta[0] == 0);
+  args = good;
+  args.dx = args.dgamma = NULL;
+  CHECK(run_backward(&g, &args) == GN_STATUS_OK);
+  CHECK(same_bits(g.dbeta, expected.dbeta, sizeof g.dbeta));
+
+  /* Added to what is there: the sum is rounded once. */
+  args = good;
+  args.accumulate = 256; /* any number but 0 */
+  for (int c = 0; c < kC; ++c) g.dgamma[c] = g.dbeta[c] = 100;
+  CHECK(run_backward(&g, &args) == GN_STATUS_OK);
+  for (int c = 0; c < kC; ++c) {
+    CHECK(g.dgamma[c] == 100 + expected.dgamma[c]);
+    CHECK(g.dbeta[c] == 100 + expected.dbeta[c]);
+  }
+
+  /* In place. */
+  args = good;
+  args.dx = g.dy;
+  CHECK(run_backward(&g, &args) == GN_STATUS_OK);
+  CHECK(same_bits(g.dy, expected.dx, sizeof g.dy));
+}
+
+static void test_backward_errors(void) {
+  struct gradients g = make_gradients(GN_ACTIVATION_SILU);
+  for (int i = 0; i < kSize; ++i) g.dx[i] = 42;
+  const gn_backward_args good = make_backward_args(&g);
+  const size_t bytes = sizeof workspace;
+  const gn_plan not_made = {0};
+  CHECK(gn_backward(NULL, &good, workspace, bytes, NULL) == GN_STATUS_NOT_PLANNED);
+  CHECK(gn_backward(&not_made, &good, workspace, bytes, NULL) == GN_STATUS_NOT_PLANNED);
+  CHECK(gn_backward(&g.plan, NULL, workspace, bytes, NULL) == GN_STATUS_NULL_POINTER);
+  gn_backward_args args = good;
+  args.dy = NULL;
+  CHECK(run_backward(&g, &args) == GN_STATUS_NULL_POINTER);
+  args = good;
+  args.rstd = NULL;
+  CHECK(run_backward(&g, &args) == GN_STATUS_MISSING_STATISTICS);
+  args = good;
+  args.dy = (const char*)g.dy + 1;
+  CHECK(run_backward(&g, &args) == GN_STATUS_MISALIGNED_POINTER);
+  args = good;
+  args.dx = g.x;
+  CHECK(run_backward(&g, &args) == GN_STATUS_OVERLAP);
+  const gn_executor none = {NULL, NULL, 0};
+  CHECK(gn_backward(&g.plan, &good, workspace, bytes, &none) == GN_STATUS_EXECUTOR);
+  const size_t needed = gn_plan_backward_workspace_bytes(&g.plan);
+  CHECK(needed <= bytes);
+  if (needed > 0) {
+    CHECK(gn_backward(&g.plan, &good, workspace, needed - 1, NULL) ==
+          GN_STATUS_WORKSPACE_TOO_SMALL);
+  }
+
+  struct newer_args {
+    gn_backward_args args;
+    void* added;
+  } newer = {good, NULL};
+  const size_t wrong[] = {0, 1, sizeof(size_t), sizeof good - 1, 1U << 20, SIZE_MAX};
+  for (size_t i = 0; i < sizeof wrong / sizeof *wrong; ++i) {
+    args = good;
+    args.struct_size = wrong[i];
+    CHECK(run_backward(&g, &args) == GN_STATUS_STRUCT_SIZE);
+  }
+  newer.args.struct_size = sizeof newer;
+  newer.added = g.x;
+  CHECK(run_backward(&g, &newer.args) == GN_STATUS_STRUCT_SIZE);
+  for (int i = 0; i < kSize; ++i) CHECK(g.dx[i] == 42);
+  newer.added = NULL;
+  CHECK(run_backward(&g, &newer.args) == GN_STATUS_OK);
+  CHECK(g.dx[0] != 42);
 }
 
 static void test_spec_errors(void) {
@@ -384,6 +573,7 @@ static void test_plans(void) {
     CHECK(gn_plan_blocks(none[i]) == 0);
     CHECK(gn_plan_block_elements(none[i]) == 0);
     CHECK(gn_plan_workspace_bytes(none[i]) == 0);
+    CHECK(gn_plan_backward_workspace_bytes(none[i]) == 0);
     CHECK(strcmp(gn_plan_target(none[i]), "") == 0);
   }
 
@@ -404,7 +594,7 @@ static void test_plans(void) {
   const gn_forward_args args = make_args(x, y), other = make_args(x, from_copy);
   CHECK(gn_forward(&plan, &args, workspace, sizeof workspace, NULL) == GN_STATUS_OK);
   CHECK(gn_forward(&copy, &other, workspace, sizeof workspace, NULL) == GN_STATUS_OK);
-  CHECK(memcmp(y, from_copy, sizeof y) == 0);
+  CHECK(same_bits(y, from_copy, sizeof y));
 
   /* Empty: nothing is needed and nothing is written. */
   gn_spec empty = make_spec();
@@ -430,7 +620,7 @@ static void test_executors(void) {
   for (int i = 0; i < kLarge; ++i) x[i] = (float)(i % 1013) / 64;
   gn_spec spec;
   gn_spec_init(&spec);
-  spec.shape = (gn_shape){1, 64, 96 * 96};
+  spec.shape = (gn_shape){1, 64, 9216};
   spec.block = gn_group_norm(spec.shape, 32);
   const gn_forward_args args = make_args(x, alone);
   CHECK(run(&spec, &args) == GN_STATUS_OK);
@@ -443,14 +633,36 @@ static void test_executors(void) {
   gn_forward_args to_y = make_args(x, y);
   CHECK(gn_forward(&plan, &to_y, workspace, sizeof workspace, &own) == GN_STATUS_OK);
   CHECK(counter.calls > 0 && counter.tasks > 1);
-  CHECK(memcmp(y, alone, sizeof y) == 0);
+  CHECK(same_bits(y, alone, sizeof y));
 
   const gn_executor pool = gn_pool(3);
   CHECK(pool.threads == 3);
   CHECK(gn_pool(0).threads >= 1);
   memset(y, 0, sizeof y);
   CHECK(gn_forward(&plan, &to_y, workspace, sizeof workspace, &pool) == GN_STATUS_OK);
-  CHECK(memcmp(y, alone, sizeof y) == 0);
+  CHECK(same_bits(y, alone, sizeof y));
+
+  /* backward of the same sizes, with y as a dy. */
+  double mean[32], rstd[32];
+  gn_forward_args with_statistics = args;
+  with_statistics.mean = mean;
+  with_statistics.rstd = rstd;
+  CHECK(run(&spec, &with_statistics) == GN_STATUS_OK);
+  gn_backward_args backward;
+  gn_backward_args_init(&backward);
+  backward.x = x;
+  backward.dy = y;
+  backward.mean = mean;
+  backward.rstd = rstd;
+  backward.dx = alone;
+  CHECK(gn_plan_backward_workspace_bytes(&plan) <= sizeof workspace);
+  CHECK(gn_backward(&plan, &backward, workspace, sizeof workspace, NULL) == GN_STATUS_OK);
+  static float dx[kLarge];
+  backward.dx = dx;
+  counter = (struct counter){0, 0};
+  CHECK(gn_backward(&plan, &backward, workspace, sizeof workspace, &own) == GN_STATUS_OK);
+  CHECK(counter.calls > 0 && counter.tasks > 1);
+  CHECK(same_bits(dx, alone, sizeof dx));
 }
 
 int main(void) {
@@ -462,6 +674,9 @@ int main(void) {
   test_status_strings();
   test_forward();
   test_options_arrive();
+  test_backward_is_the_slope_of_forward();
+  test_backward_outputs();
+  test_backward_errors();
   test_spec_errors();
   test_struct_sizes();
   test_forward_errors();

@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "cases.h"
 #include "dtype.h"
 #include "reference.h"
 #include "throws.h"
@@ -29,9 +30,9 @@ constexpr double kEpsilon = std::numeric_limits<float>::epsilon();
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 Tensor random_tensor(std::vector<std::int64_t> shape, DType dtype = DType::f32,
-                     Layout layout = Layout::channels_first) {
+                     Layout layout = Layout::channels_first, unsigned seed = kSeed) {
   Tensor x(std::move(shape), dtype, layout);
-  std::mt19937_64 random(kSeed);
+  std::mt19937_64 random(seed);
   std::normal_distribution<double> normal(3, 2);
   for (std::int64_t i = 0; i < x.size(); ++i) {
     detail::store_element(dtype, x.data(), i, normal(random));
@@ -54,27 +55,36 @@ bool same_bits(const Tensor& a, const Tensor& b) {
          std::memcmp(a.data(), b.data(), static_cast<std::size_t>(bytes_of(a))) == 0;
 }
 
-// What a layer has to compute on x, by the reference.
+// What a layer has to compute on x: the Spec and its parameters, in the dtypes of the engine.
+struct Expected {
+  Spec spec;
+  std::vector<float> gamma32, beta32;
+  const void *gamma = nullptr, *beta = nullptr;
+
+  Expected(const Normalization& layer, const Tensor& x, Block block, bool center)
+      : spec{.shape = x.ncs(),
+             .block = block,
+             .layout = x.layout(),
+             .data = x.dtype(),
+             .param = x.dtype() == DType::f64 ? DType::f64 : DType::f32,
+             .activation = layer.options.activation,
+             .center = center,
+             .correction = layer.options.correction,
+             .eps = layer.options.eps},
+        gamma32(layer.gamma().begin(), layer.gamma().end()),
+        beta32(layer.beta().begin(), layer.beta().end()) {
+    if (gamma32.empty()) return;
+    const bool f64 = x.dtype() == DType::f64;
+    gamma = f64 ? static_cast<const void*>(layer.gamma().data()) : gamma32.data();
+    beta = f64 ? static_cast<const void*>(layer.beta().data()) : beta32.data();
+  }
+};
+
 detail::ReferenceResult reference(const Normalization& layer, const Tensor& x, Block block,
                                   bool center) {
-  const bool f64 = x.dtype() == DType::f64;
-  const Spec spec{.shape = x.ncs(),
-                  .block = block,
-                  .layout = x.layout(),
-                  .data = x.dtype(),
-                  .param = f64 ? DType::f64 : DType::f32,
-                  .activation = layer.options.activation,
-                  .center = center,
-                  .correction = layer.options.correction,
-                  .eps = layer.options.eps};
-  const std::vector<float> gamma(layer.gamma().begin(), layer.gamma().end());
-  const std::vector<float> beta(layer.beta().begin(), layer.beta().end());
-  Forward args{.x = x.data()};
-  if (!gamma.empty()) {
-    args.gamma = f64 ? static_cast<const void*>(layer.gamma().data()) : gamma.data();
-    args.beta = f64 ? static_cast<const void*>(layer.beta().data()) : beta.data();
-  }
-  return detail::reference_forward(spec, args);
+  const Expected expected(layer, x, block, center);
+  return detail::reference_forward(expected.spec,
+                                   {.x = x.data(), .gamma = expected.gamma, .beta = expected.beta});
 }
 
 // 3 steps of f32; of f64 what the reference itself may be off by; one rounding of f16 and bf16.
@@ -106,6 +116,32 @@ void expect_reference(const Normalization& layer, const Tensor& x, const Tensor&
     EXPECT_NEAR(layer.mean()[b], expected.mean[b], step * deviation) << "block " << b;
     EXPECT_NEAR(layer.rstd()[b], expected.rstd[b], step * expected.rstd[b]) << "block " << b;
   }
+}
+
+// dx and the layer's dgamma and dbeta, after one backward call.
+void expect_gradient(const Expected& expected, const Normalization& layer, const Tensor& x,
+                     const Tensor& dy, Tensor dx) {
+  std::vector<double> dgamma64(layer.dgamma().begin(), layer.dgamma().end());
+  std::vector<double> dbeta64(layer.dbeta().begin(), layer.dbeta().end());
+  std::vector<float> dgamma32(dgamma64.begin(), dgamma64.end());
+  std::vector<float> dbeta32(dbeta64.begin(), dbeta64.end());
+  Backward args{.x = x.data(),
+                .dy = dy.data(),
+                .gamma = expected.gamma,
+                .beta = expected.beta,
+                .mean = layer.mean().data(),
+                .rstd = layer.rstd().data(),
+                .dx = dx.data()};
+  if (!dgamma64.empty()) {
+    const bool f64 = x.dtype() == DType::f64;
+    args.dgamma = f64 ? static_cast<void*>(dgamma64.data()) : dgamma32.data();
+    args.dbeta = f64 ? static_cast<void*>(dbeta64.data()) : dbeta32.data();
+  }
+  const detail::ReferenceGradient exact = detail::reference_backward(expected.spec, args);
+  const Comparison worst = compare_gradient(expected.spec, exact, args);
+  EXPECT_TRUE(worst.within_bound())
+      << worst.tensor << '[' << worst.index << "] is " << worst.actual << ", exactly "
+      << worst.expected << ", error " << worst.error << " of " << worst.bound << ", seed " << kSeed;
 }
 
 // ---- Every layer against the reference
@@ -154,7 +190,19 @@ class EveryLayer : public ::testing::TestWithParam<LayerCase> {
     fill_parameters(*made);
     return made;
   }
+  static Expected expected(const Normalization& layer, const Tensor& x) {
+    return Expected(layer, x, GetParam().block(x.ncs()), GetParam().center);
+  }
 };
+
+// A dy for x.
+Tensor random_like(const Tensor& x) {
+  return random_tensor(x.shape(), x.dtype(), x.layout(), kSeed + 1);
+}
+
+std::vector<double> values_of(std::span<const double> numbers) {
+  return {numbers.begin(), numbers.end()};
+}
 
 INSTANTIATE_TEST_SUITE_P(Layers, EveryLayer, ::testing::ValuesIn(kLayers),
                          [](const auto& info) { return std::string(info.param.name); });
@@ -274,6 +322,154 @@ TEST_P(EveryLayer, StartsWithGammaOneAndBetaZero) {
   EXPECT_TRUE(std::ranges::all_of(layer->beta(), [](double value) { return value == 0; }));
 }
 
+// ---- Every layer's backward
+
+TEST_P(EveryLayer, BackwardIsItsGradient) {
+  for (const DType dtype : {DType::f32, DType::f64, DType::f16, DType::bf16}) {
+    for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
+      for (const auto& shape : {std::vector<std::int64_t>{4, 6}, {4, 6, 35}, {2, 6, 3, 4, 5}}) {
+        SCOPED_TRACE(std::string(detail::name_of(dtype)) + ", rank " +
+                     std::to_string(shape.size()) + ", layout " +
+                     std::to_string(static_cast<int>(layout)));
+        const auto layer = this->layer();
+        const Tensor x = random_tensor(shape, dtype, layout), dy = random_like(x);
+        layer->forward(x);
+        const Tensor dx = layer->backward(dy);
+        EXPECT_EQ(dx.shape(), x.shape());
+        EXPECT_EQ(dx.dtype(), x.dtype());
+        EXPECT_EQ(dx.layout(), x.layout());
+        expect_gradient(expected(*layer, x), *layer, x, dy, dx);
+      }
+    }
+  }
+}
+
+TEST_P(EveryLayer, BackwardTakesTheOptionsOfForward) {
+  const auto layer = this->layer();
+  layer->options = {.eps = 0.25, .activation = Activation::silu, .correction = 1, .executor = {}};
+  const Tensor x = random_tensor({4, 6, 35}), dy = random_like(x);
+  const Expected expected = this->expected(*layer, x);
+  layer->forward(x);
+  layer->options = {};
+  expect_gradient(expected, *layer, x, dy, layer->backward(dy));
+}
+
+TEST_P(EveryLayer, BackwardWritesIntoAGivenTensorAndInPlace) {
+  const auto layer = this->layer();
+  const Tensor x = random_tensor({4, 6, 35}), dy = random_like(x);
+  layer->forward(x);
+  const Tensor expected = layer->backward(dy);
+
+  Tensor dx = random_tensor({4, 6, 35});
+  const void* const memory = dx.data();
+  layer->backward(dy, dx);
+  EXPECT_EQ(dx.data(), memory);
+  EXPECT_TRUE(same_bits(dx, expected));
+
+  Tensor in_place = dy;
+  layer->backward(in_place, in_place);
+  EXPECT_TRUE(same_bits(in_place, expected));
+}
+
+TEST_P(EveryLayer, BackwardAccumulatesUntilZeroGrad) {
+  const auto layer = this->layer();
+  ASSERT_EQ(layer->dgamma().size(), layer->gamma().size());
+  ASSERT_EQ(layer->dbeta().size(), layer->beta().size());
+  const auto is_zero = [](double value) { return value == 0; };
+  EXPECT_TRUE(std::ranges::all_of(layer->dgamma(), is_zero));
+  EXPECT_TRUE(std::ranges::all_of(layer->dbeta(), is_zero));
+
+  const Tensor x = random_tensor({4, 6, 35}), dy = random_like(x);
+  layer->forward(x);
+  layer->backward(dy);
+  const std::vector<double> dgamma = values_of(layer->dgamma()), dbeta = values_of(layer->dbeta());
+  layer->backward(dy);
+  for (std::size_t c = 0; c < dgamma.size(); ++c) {
+    EXPECT_NE(dgamma[c], 0);
+    EXPECT_EQ(layer->dgamma()[c], 2 * dgamma[c]);
+    EXPECT_EQ(layer->dbeta()[c], 2 * dbeta[c]);
+  }
+  layer->zero_grad();
+  EXPECT_TRUE(std::ranges::all_of(layer->dgamma(), is_zero));
+  EXPECT_TRUE(std::ranges::all_of(layer->dbeta(), is_zero));
+  layer->backward(dy);
+  EXPECT_EQ(values_of(layer->dgamma()), dgamma);
+  EXPECT_EQ(values_of(layer->dbeta()), dbeta);
+}
+
+TEST_P(EveryLayer, BackwardDifferentiatesWhatForwardSaw) {
+  const auto layer = this->layer();
+  layer->options.activation = Activation::silu;  // so that beta matters
+  Tensor dy({1, 1});
+  {
+    const Tensor x = random_tensor({4, 6, 35});
+    dy = random_like(x);
+    layer->forward(x);
+  }  // the layer holds on to x
+  const Tensor expected = layer->backward(dy);
+  for (double& gamma : layer->gamma()) gamma += 1;
+  for (double& beta : layer->beta()) beta += 1;
+  EXPECT_TRUE(same_bits(layer->backward(dy), expected));
+
+  // A forward that is refused changes nothing.
+  Tensor wrong({4, 6, 34});
+  expect_error([&] { layer->forward(random_tensor({4, 6, 35}), wrong); }, {"y: must have"});
+  EXPECT_TRUE(same_bits(layer->backward(dy), expected));
+}
+
+TEST_P(EveryLayer, ForwardCopiesNoX) {
+  const auto layer = this->layer();
+  Tensor x = random_tensor({4, 6, 35});
+  const Tensor dy = random_like(x);
+  layer->forward(x);
+  const Tensor dx = layer->backward(dy);
+  x.data<float>()[0] += 1;
+  EXPECT_FALSE(same_bits(layer->backward(dy), dx));
+}
+
+TEST_P(EveryLayer, BackwardTakesEmptyTensors) {
+  const auto layer = this->layer();
+  for (const auto& shape : {std::vector<std::int64_t>{0, 6, 5}, {2, 6, 0}}) {
+    layer->forward(Tensor(shape));
+    EXPECT_EQ(layer->backward(Tensor(shape)).shape(), shape);
+    EXPECT_TRUE(std::ranges::all_of(layer->dgamma(), [](double value) { return value == 0; }));
+    EXPECT_TRUE(std::ranges::all_of(layer->dbeta(), [](double value) { return value == 0; }));
+  }
+}
+
+TEST_P(EveryLayer, BackwardRefusesAndLeavesAllAsItWas) {
+  const auto layer = this->layer();
+  Tensor x = random_tensor({4, 6, 35});
+  const Tensor dy = random_like(x);
+  const auto nothing_to_differentiate = [&] {
+    expect_error([&] { layer->backward(dy); },
+                 {"Normalization", "backward", "forward", "not in place"});
+  };
+  nothing_to_differentiate();
+  layer->forward(x);
+  Tensor in_place = x;
+  layer->forward(in_place, in_place);
+  nothing_to_differentiate();
+  layer->forward(x);
+
+  Tensor dx = random_tensor({4, 6, 35});
+  const Tensor before = dx;
+  const Tensor shape({4, 6, 34}), f64({4, 6, 35}, DType::f64);
+  const Tensor last({4, 6, 35}, DType::f32, Layout::channels_last);
+  expect_error([&] { layer->backward(shape, dx); },
+               {"dy: must have x's shape", "x is [4, 6, 35] f32", "dy is [4, 6, 34] f32"});
+  expect_error([&] { layer->backward(f64, dx); }, {"dy: must have x's", "dy is [4, 6, 35] f64"});
+  expect_error([&] { layer->backward(last, dx); }, {"dy: must have x's", "f32 channels_last"});
+  Tensor small({4, 6, 34});
+  expect_error([&] { layer->backward(dy, small); }, {"dx: must have x's", "dx is [4, 6, 34] f32"});
+  expect_error([&] { layer->backward(dy, x); }, {"overlap", "x is [4, 6, 35]"});
+  layer->options.executor.threads = 0;
+  expect_error([&] { layer->backward(dy, dx); }, {"executor", "threads"});
+  EXPECT_TRUE(same_bits(dx, before));
+  EXPECT_TRUE(std::ranges::all_of(layer->dgamma(), [](double value) { return value == 0; }));
+  EXPECT_TRUE(std::ranges::all_of(layer->dbeta(), [](double value) { return value == 0; }));
+}
+
 // ---- Group normalization
 
 TEST(GroupNormalization, TakesAnyNumberOfChannelsThatItDivides) {
@@ -338,6 +534,36 @@ TEST(GroupNormalization, RunsOnTheCallersThreads) {
   EXPECT_GT(tasks, 1);
   gn.options.executor = pool(3);
   EXPECT_TRUE(same_bits(gn.forward(x), expected));
+}
+
+TEST(GroupNormalization, BackwardRunsOnTheCallersThreads) {
+  const Tensor x = random_tensor({2, 64, 96, 96}), dy = random_like(x);
+  GroupNormalization gn(32, 64);
+  gn.forward(x);
+  gn.options.executor = {};
+  const Tensor expected = gn.backward(dy);
+  const std::vector<double> dgamma = values_of(gn.dgamma());
+
+  std::atomic<std::int64_t> tasks = 0;
+  const auto run = [](void* context, std::int64_t count, Executor::Task task, void* arg) {
+    for (std::int64_t i = count; i > 0; --i) task(arg, i - 1);
+    *static_cast<std::atomic<std::int64_t>*>(context) += count;
+  };
+  gn.options.executor = {.run = run, .context = &tasks, .threads = 4};
+  gn.zero_grad();
+  EXPECT_TRUE(same_bits(gn.backward(dy), expected));
+  EXPECT_GT(tasks, 1);
+  EXPECT_EQ(values_of(gn.dgamma()), dgamma);
+}
+
+TEST(GroupNormalization, CopiesDifferentiateTheSameForward) {
+  const Tensor x = random_tensor({2, 4, 5}), dy = random_like(x);
+  GroupNormalization gn(2, 4);
+  gn.forward(x);
+  GroupNormalization copy = gn;
+  EXPECT_TRUE(same_bits(copy.backward(dy), gn.backward(dy)));
+  copy.backward(dy);
+  EXPECT_EQ(copy.dgamma()[0], 2 * gn.dgamma()[0]);
 }
 
 TEST(GroupNormalization, CanBeCopiedAndMoved) {
@@ -429,6 +655,25 @@ TEST(BatchNormalization, UsesItsRunningStatisticsAfterEval) {
   bn.train();
   bn.forward(x);
   EXPECT_NE(bn.running_mean()[0], mean[0]);
+}
+
+TEST(BatchNormalization, BackwardTakesRunningStatisticsAsConstants) {
+  BatchNormalization bn(3);
+  fill_parameters(bn);
+  const Tensor x = random_tensor({4, 3, 5}), dy = random_like(x);
+  bn.forward(x);
+  bn.eval();
+  bn.forward(x);
+  bn.train();  // it is forward that counts
+  Expected expected(bn, x, batch_norm(x.ncs()), /*center=*/true);
+  expected.spec.given_statistics = true;
+  const Tensor dx = bn.backward(dy);
+  expect_gradient(expected, bn, x, dy, dx);
+  for (std::size_t i = 0; i < dx.data<float>().size(); ++i) {
+    const std::size_t c = i / 5 % 3;
+    const double exact = dy.data<float>()[i] * bn.gamma()[c] * bn.rstd()[c];
+    EXPECT_NEAR(dx.data<float>()[i], exact, 3 * kEpsilon * std::fabs(exact));  // three roundings
+  }
 }
 
 TEST(BatchNormalization, TakesRunningStatisticsThatWereWritten) {

@@ -1,0 +1,90 @@
+// The gradients of the reference for a program that has an oracle of its own:
+//
+//   gradient_dump NORM GROUPS SHAPE LAYOUT ACTIVATION CORRECTION EPS PARAM_STRIDE
+//
+// reads x, dy, gamma and beta from standard input, writes dx, dgamma and dbeta to standard output:
+// all as contiguous float64, gamma and its like with what lies between their rows.
+#include <groupnorm/groupnorm.hpp>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "cases.h"
+#include "reference.h"
+
+namespace groupnorm::testing {
+namespace {
+
+template <class Names>
+auto value_of(const Names& names, const std::string& name) {
+  const auto found = std::find_if(std::begin(names), std::end(names),
+                                  [&](const auto& named) { return named.name == name; });
+  if (found == std::end(names)) throw std::invalid_argument(name);
+  return *found;
+}
+
+Spec parse(const std::vector<std::string>& arguments) {
+  const Norm norm = value_of(norms(), arguments.at(0));
+  const std::optional<Shape> shape = parse_shape(arguments.at(2));
+  if (!shape) throw std::invalid_argument(arguments.at(2));
+  return {.shape = *shape,
+          .block = norm.block(*shape, std::stoll(arguments.at(1))),
+          .layout = value_of(kLayouts, arguments.at(3)).value,
+          .data = DType::f64,
+          .param = DType::f64,
+          .activation = value_of(kActivations, arguments.at(4)).value,
+          .center = norm.center,
+          .correction = std::stoi(arguments.at(5)),
+          .eps = std::stod(arguments.at(6)),
+          .param_stride = std::stoll(arguments.at(7))};
+}
+
+std::vector<double> read(std::int64_t count) {
+  std::vector<double> values(static_cast<std::size_t>(count));
+  if (std::fread(values.data(), sizeof(double), values.size(), stdin) != values.size()) {
+    throw std::runtime_error("standard input is too short");
+  }
+  return values;
+}
+
+void write(std::vector<double> values, std::int64_t count) {
+  values.resize(static_cast<std::size_t>(count));
+  if (std::fwrite(values.data(), sizeof(double), values.size(), stdout) != values.size()) {
+    throw std::runtime_error("standard output");
+  }
+}
+
+void dump(const Spec& spec) {
+  const auto [n, c, s] = spec.shape;
+  const std::int64_t elements = n * c * s;
+  const std::int64_t params = spec.param_stride == 0 ? c : n * spec.param_stride;
+  const std::vector<double> x = read(elements), dy = read(elements), gamma = read(params),
+                            beta = read(params);
+  const auto forward =
+      detail::reference_forward(spec, {.x = x.data(), .gamma = gamma.data(), .beta = beta.data()});
+  const auto gradient = detail::reference_backward(spec, {.x = x.data(),
+                                                          .dy = dy.data(),
+                                                          .gamma = gamma.data(),
+                                                          .beta = beta.data(),
+                                                          .mean = forward.mean.data(),
+                                                          .rstd = forward.rstd.data()});
+  write(gradient.dx, elements);
+  write(gradient.dgamma, params);
+  write(gradient.dbeta, params);
+}
+
+}  // namespace
+}  // namespace groupnorm::testing
+
+int main(int argc, char** argv) try {
+  groupnorm::testing::dump(groupnorm::testing::parse({argv + 1, argv + argc}));
+  return EXIT_SUCCESS;
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "gradient_dump: %s\n", error.what());
+  return EXIT_FAILURE;
+}
