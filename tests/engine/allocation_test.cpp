@@ -43,6 +43,14 @@ TEST(Allocation, NoneInACall) {
     const Status status = plan.forward(data.forward, workspace, executor);
     EXPECT_EQ(allocations.load(), before) << c.name;
     EXPECT_EQ(status, Status::ok);
+
+    GradientData gradient = make_gradient_data(c, 1);
+    std::vector<std::byte> sums(plan.backward_workspace_bytes());
+    ASSERT_EQ(plan.backward(gradient.backward, sums, executor), Status::ok);
+    const std::int64_t before_backward = allocations.load();
+    const Status backward = plan.backward(gradient.backward, sums, executor);
+    EXPECT_EQ(allocations.load(), before_backward) << c.name;
+    EXPECT_EQ(backward, Status::ok);
   }
   EXPECT_GT(allocations.load(), 0) << "the counter counts";
 }

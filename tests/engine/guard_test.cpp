@@ -3,44 +3,14 @@
 #include "engine.h"
 
 #include "dtype.h"
+#include "guarded.h"
 #include "kernels/kernels.h"
-
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <cstdint>
 #include <cstring>
-#include <stdexcept>
 
 namespace groupnorm::testing {
 namespace {
-
-enum class Side { before, behind };
-
-// `bytes` bytes between two pages that cannot be touched, against one of them.
-class Guarded {
- public:
-  Guarded(std::size_t bytes, Side side) {
-    const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-    const std::size_t inside = (bytes + page - 1) / page * page;
-    size_ = inside + 2 * page;
-    void* const all = mmap(nullptr, size_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (all == MAP_FAILED) throw std::runtime_error("mmap");
-    start_ = static_cast<std::byte*>(all);
-    mprotect(start_ + page, inside, PROT_READ | PROT_WRITE);
-    data_ = start_ + page + (side == Side::behind ? inside - bytes : 0);
-  }
-  ~Guarded() { munmap(start_, size_); }
-  Guarded(const Guarded&) = delete;
-  Guarded& operator=(const Guarded&) = delete;
-
-  std::byte* data() const { return data_; }
-
- private:
-  std::byte* start_ = nullptr;
-  std::byte* data_ = nullptr;
-  std::size_t size_ = 0;
-};
 
 // Runs the Spec on guarded arrays and compares y with the result of ordinary ones.
 void expect_inside(const Spec& spec, const char* target, Side side) {
