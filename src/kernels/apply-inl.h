@@ -119,7 +119,7 @@ HWY_INLINE void ApplyBand(const Kernels::ApplyLanes& args, const T* x, T* y) {
   auto ahead = Ahead<T>::template Of<kRows>(x, stride, args.width);
   std::int64_t i = 0;
   for (; i + 2 * lanes <= args.width; i += 2 * lanes) {
-    ahead.Fetch(2 * kLines);
+    ahead.template Fetch<2 * kLines>();
     const auto vm = LoadForPair<T>(d, mean + i);
     const auto va = LoadForPair<T>(d, a + i);
     const auto vb = LoadForPair<T>(d, b + i);

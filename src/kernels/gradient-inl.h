@@ -136,8 +136,8 @@ HWY_INLINE void AddGradientBand(const GradientKernels::ReduceLanes& args, std::i
   auto ahead_x = Ahead<T>::template Of<kRows>(x, args.stride, args.width);
   auto ahead_dy = Ahead<T>::template Of<kRows>(dy, args.stride, args.width);
   for (std::int64_t i = 0; i < args.width; i += lanes) {
-    ahead_x.Fetch(kLines);
-    ahead_dy.Fetch(kLines);
+    ahead_x.template Fetch<kLines>();
+    ahead_dy.template Fetch<kLines>();
     const std::int64_t at = std::min(i, args.width - lanes);
     const auto mean = hn::LoadU(d, static_cast<const C*>(args.mean) + at);
     const auto a = hn::LoadU(d, static_cast<const C*>(args.a) + at);
@@ -271,8 +271,8 @@ HWY_INLINE void DxBand(const GradientKernels::ApplyLanes& args, std::int64_t row
   auto ahead_x = Ahead<T>::template Of<kRows>(x, stride, args.width);
   auto ahead_dy = Ahead<T>::template Of<kRows>(dy, stride, args.width);
   for (std::int64_t i = 0; i <= last; i += lanes) {
-    ahead_x.Fetch(kLines);
-    ahead_dy.Fetch(kLines);
+    ahead_x.template Fetch<kLines>();
+    ahead_dy.template Fetch<kLines>();
     const DxTerms<V> terms = terms_at(i);
     for (std::int64_t r = 0; r < kRows; ++r) {
       StoreAs<kStore>(d, at(r, i, terms), dx + r * stride + i);

@@ -193,7 +193,7 @@ HWY_INLINE void AddBand(const T* x, std::int64_t stride, std::int64_t width,
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
   auto ahead = Ahead<T>::template Of<kRows>(x, stride, width);
   for (std::int64_t i = 0; i < width; i += lanes) {
-    ahead.Fetch(kLines);
+    ahead.template Fetch<kLines>();
     const T* const column = x + std::min(i, width - lanes);
     const auto k = hn::Load(d, sums->pilot + i);
     const auto d0 = hn::Sub(LoadAs(d, column), k);

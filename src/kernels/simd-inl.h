@@ -206,10 +206,11 @@ template <class T>
 class Ahead {
  public:
   HWY_INLINE Ahead(const T* x, std::int64_t stride, std::int64_t width)
-      : line_(x), width_(stride == width ? std::numeric_limits<std::int64_t>::max() : width) {
-    left_ = width_;
-    skip_ = stride - (width + kLine - 1) / kLine * kLine;
-  }
+      : row_(x),
+        line_(x),
+        stride_(stride),
+        width_(stride == width ? std::numeric_limits<std::int64_t>::max() : width),
+        left_(width_) {}
 
   // Where to start while the band at x, of kRows rows, is being read.
   template <std::int64_t kRows>
@@ -219,21 +220,23 @@ class Ahead {
     return {x + rows * stride, stride, width};
   }
 
-  HWY_INLINE void Fetch(std::int64_t lines) {
-    for (std::int64_t i = 0; i < lines; ++i) {
-      hwy::Prefetch(line_);
-      line_ += kLine;
-      left_ -= kLine;
-      if (left_ > 0) continue;
-      line_ += skip_;
-      left_ = width_;
-    }
+  // The next kLines lines; what they reach beyond the end of a row does no harm.
+  template <std::int64_t kLines>
+  HWY_INLINE void Fetch() {
+    for (std::int64_t i = 0; i < kLines; ++i) hwy::Prefetch(line_ + i * kLine);
+    line_ += kLines * kLine;
+    left_ -= kLines * kLine;
+    if (left_ > 0) return;
+    row_ += stride_;
+    line_ = row_;
+    left_ = width_;
   }
 
  private:
   static constexpr std::int64_t kLine = 64 / sizeof(T);
+  const T* row_;
   const T* line_;
-  std::int64_t width_, left_, skip_;
+  std::int64_t stride_, width_, left_;
 };
 
 }  // namespace HWY_NAMESPACE
