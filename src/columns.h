@@ -120,9 +120,10 @@ class Columns {
     for (std::int64_t lane = 0; lane < tile.size(); lane += kMaxLanes) {
       const std::int64_t count = std::min(kMaxLanes, tile.size() - lane);
       const std::int64_t index = rows.begin * width() + tile.begin + lane;
-      reduce_columns(index, rows.size() / merged, width() * merged, count * merged, mean, m2);
+      const std::int64_t column = rows.size() / merged;  // elements of one
+      reduce_columns(index, column, width() * merged, count * merged, mean, m2);
       const std::int64_t part = std::min(channels, count);
-      const auto column_rows = static_cast<double>(rows.size() / merged);
+      const auto column_rows = static_cast<double>(column);
       for (std::int64_t at = 0; at < count; at += part) {
         Moments& block = moments[(lane + at) / channels];
         block = merge(block, merge_columns(mean + at, m2 + at, std::min(part, count - at), merged,

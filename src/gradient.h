@@ -14,15 +14,14 @@ namespace groupnorm::detail {
 // GradientSums of each span, channel and piece. A span is a run of examples whose elements of one
 // channel share mean, rstd, gamma and beta; it is cut into pieces.
 struct SumsMap {
-  std::int64_t spans, span_examples, pieces, channels;
+  std::int64_t spans;
+  std::int64_t span_examples = 1;
+  std::int64_t pieces = 1;
+  std::int64_t channels;
   bool columns;  // pieces before channels, as the walk writes them
 
   SumsMap(const Spec& spec, const Schedule& schedule)
-      : spans(spec.shape.n),
-        span_examples(1),
-        pieces(1),
-        channels(spec.shape.c),
-        columns(schedule.columns) {
+      : spans(spec.shape.n), channels(spec.shape.c), columns(schedule.columns) {
     if (columns && spec.param_stride == 0) span_examples = spec.block.examples;
     spans /= span_examples;
     const std::int64_t length = spec.shape.s * span_examples;

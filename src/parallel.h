@@ -11,7 +11,7 @@
 namespace groupnorm::detail {
 
 // Calls on smaller tensors are over before a second thread is awake.
-inline constexpr std::int64_t kParallelBytes = 128 * 1024;
+inline constexpr std::int64_t kParallelBytes = std::int64_t{128} << 10;
 
 // body(begin, end) over disjoint ranges that cover [0, count), at most one a thread.
 template <class Body>
