@@ -40,7 +40,7 @@ class RowGradient {
   using V = hn::Vec<D>;
 
  public:
-  HWY_INLINE RowGradient() { Start(); }
+  HWY_INLINE RowGradient() {}
 
   template <int kChainOf>
   HWY_INLINE void Add(V dz, V d_mean) {
@@ -68,7 +68,8 @@ class RowGradient {
     for (int i = 0; i < 4; ++i) dz_[i] = dzx_[i] = hn::Zero(D());
   }
 
-  V dz_[4], dzx_[4];
+  V dz_[4] = {hn::Zero(D()), hn::Zero(D()), hn::Zero(D()), hn::Zero(D())};
+  V dzx_[4] = {hn::Zero(D()), hn::Zero(D()), hn::Zero(D()), hn::Zero(D())};
   std::int64_t left_ = kChain;
   GradientSums total_{0, 0};
 };
@@ -226,14 +227,14 @@ struct DxRowsOf {
   static void Run(const GradientKernels::ApplyRows& args) {
     using C = Compute<T>;
     const hn::ScalableTag<C> d;
-    DxTerms<hn::Vec<decltype(d)>> terms;
-    terms.mean = hn::Set(d, static_cast<C>(args.mean));
-    terms.shift = hn::Set(d, static_cast<C>(args.shift));
-    terms.slope = hn::Set(d, static_cast<C>(args.slope));
+    const auto mean = hn::Set(d, static_cast<C>(args.mean));
+    const auto shift = hn::Set(d, static_cast<C>(args.shift));
+    const auto slope = hn::Set(d, static_cast<C>(args.slope));
     for (std::int64_t r = 0; r < args.rows; ++r) {
       const std::int64_t at = r * args.length;
-      terms.a = hn::Set(d, static_cast<const C*>(args.a)[r]);
-      terms.b = hn::Set(d, static_cast<const C*>(args.b)[r]);
+      const DxTerms<hn::Vec<decltype(d)>> terms{mean, hn::Set(d, static_cast<const C*>(args.a)[r]),
+                                                hn::Set(d, static_cast<const C*>(args.b)[r]), shift,
+                                                slope};
       DxRow<T, Act, kStore>(d, static_cast<const T*>(args.x) + at,
                             static_cast<const T*>(args.dy) + at, static_cast<T*>(args.dx) + at,
                             args.length, terms);
