@@ -40,7 +40,8 @@ class RowGradient {
   using V = hn::Vec<D>;
 
  public:
-  HWY_INLINE RowGradient() {}
+  // Not defaulted: a compiler makes that one without the target's instructions.
+  HWY_INLINE RowGradient() {}  // NOLINT(modernize-use-equals-default)
 
   template <int kChainOf>
   HWY_INLINE void Add(V dz, V d_mean) {

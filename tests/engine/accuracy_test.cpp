@@ -61,7 +61,7 @@ TEST(Accuracy, NumbersOnAGrid) {
   for (const char* const target : targets()) {
     for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
       const Spec spec = group_spec({2, 8, 5000}, 2, layout);
-      std::vector<float> x(2 * 8 * 5000);
+      std::vector<float> x(std::size_t{2} * 8 * 5000);
       for (std::size_t i = 0; i < x.size(); ++i) {
         x[i] = static_cast<float>((i * i * 7919 + i * 104729) % 256);
       }

@@ -78,7 +78,7 @@ TEST(Conversion, EveryNumberOnEveryTarget) {
 // Rounding up the bits of some NaN would carry into the sign: they must not become numbers.
 TEST(Conversion, NotANumberWhateverItsBits) {
   const auto every_bit = std::bit_cast<float>(0x7FFFFFFFU);
-  const double every_bit_of_64 = std::bit_cast<double>(0x7FFFFFFFFFFFFFFFULL);
+  const auto every_bit_of_64 = std::bit_cast<double>(0x7FFFFFFFFFFFFFFFULL);
   for (const char* const target : targets()) {
     for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
       for (const int which : {0, 1, 2, 3}) {
@@ -86,7 +86,7 @@ TEST(Conversion, NotANumberWhateverItsBits) {
         spec.data = DType::bf16;
         spec.layout = layout;
         spec.given_statistics = true;
-        const std::vector<BF16> x(64 * 40, rounded<BF16>(1));
+        const std::vector<BF16> x(std::size_t{64} * 40, rounded<BF16>(1));
         std::vector<BF16> y(x.size());
         const std::vector<float> gamma(64, which == 0 ? every_bit : 1);
         const std::vector<float> beta(64, which == 1 ? every_bit : 0);

@@ -136,7 +136,7 @@ TEST(Extreme, NotANumberStaysInItsBlock) {
           x.set(at, poison);
           run(make_plan(spec, target), {.x = x.bytes.data(), .y = y.bytes.data()});
           for (std::int64_t i = 0; i < y.count; ++i) {
-            const std::int64_t in_example = i % (16 * 80);
+            const std::int64_t in_example = i % (std::int64_t{16} * 80);
             const std::int64_t channel =
                 layout == Layout::channels_first ? in_example / 80 : in_example % 16;
             const bool poisoned = i >= x.count / 2 && channel < 4;

@@ -57,6 +57,7 @@ TEST(Pool, NestedAndConcurrent) {
   EXPECT_EQ(total.load(), 100);
 
   std::vector<std::thread> callers;
+  callers.reserve(6);
   for (int i = 0; i < 6; ++i) {
     callers.emplace_back([&] {
       for (int again = 0; again < 200; ++again) expect_once_each(executor, 9);
@@ -72,6 +73,7 @@ TEST(Pool, OnePlanManyCallers) {
   Data expected = make_data(c, 1);
   run(plan, expected.forward);
   std::vector<std::thread> callers;
+  callers.reserve(4);
   std::atomic<int> wrong = 0;
   for (int i = 0; i < 4; ++i) {
     callers.emplace_back([&] {

@@ -28,7 +28,7 @@ std::vector<float> noise(std::size_t count, double mean, double deviation) {
 TEST(Pilot, ZeroBorderBeforeALargeMean) {
   for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
     const Spec spec = group_spec({1, 8, 20000}, 2, layout);
-    std::vector<float> x = noise(8 * 20000, 1e4, 1);
+    std::vector<float> x = noise(std::size_t{8} * 20000, 1e4, 1);
     for (std::size_t i = 0; i < 8 * 64; ++i) x[i] = 0;
     expect_within_promise(spec, x, "zero border");
   }
@@ -37,7 +37,7 @@ TEST(Pilot, ZeroBorderBeforeALargeMean) {
 TEST(Pilot, AStepInTheMiddle) {
   for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
     const Spec spec = group_spec({1, 4, 30000}, 1, layout);
-    std::vector<float> x = noise(4 * 30000, 0, 0.01);
+    std::vector<float> x = noise(std::size_t{4} * 30000, 0, 0.01);
     for (std::size_t i = x.size() / 2; i < x.size(); ++i) x[i] += 1000;
     expect_within_promise(spec, x, "step");
   }
@@ -46,7 +46,7 @@ TEST(Pilot, AStepInTheMiddle) {
 TEST(Pilot, OneOutlierWhereThePilotLooks) {
   for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
     const Spec spec = group_spec({1, 4, 4096}, 2, layout);
-    std::vector<float> x = noise(4 * 4096, 5, 1);
+    std::vector<float> x = noise(std::size_t{4} * 4096, 5, 1);
     x[0] = 1e6F;
     expect_within_promise(spec, x, "outlier");
   }
@@ -55,7 +55,7 @@ TEST(Pilot, OneOutlierWhereThePilotLooks) {
 TEST(Pilot, ARamp) {
   for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
     const Spec spec = group_spec({1, 4, 50000}, 2, layout);
-    std::vector<float> x(4 * 50000);
+    std::vector<float> x(std::size_t{4} * 50000);
     for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i) * 0.001F;
     expect_within_promise(spec, x, "ramp");
   }
