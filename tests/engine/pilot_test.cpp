@@ -29,7 +29,7 @@ TEST(Pilot, ZeroBorderBeforeALargeMean) {
   for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
     const Spec spec = group_spec({1, 8, 20000}, 2, layout);
     std::vector<float> x = noise(std::size_t{8} * 20000, 1e4, 1);
-    for (std::size_t i = 0; i < 8 * 64; ++i) x[i] = 0;
+    for (std::size_t i = 0; i < std::size_t{8} * 64; ++i) x[i] = 0;
     expect_within_promise(spec, x, "zero border");
   }
 }
