@@ -88,7 +88,8 @@ Schedule make_schedule(const Spec& spec) noexcept {
 
 bool splits(const Schedule& schedule, int threads) noexcept {
   if (threads == 1 || schedule.chunks == 1) return false;
-  const bool balanced = schedule.units % threads == 0 || schedule.units >= std::int64_t{4} * threads;
+  const bool balanced =
+      schedule.units % threads == 0 || schedule.units >= std::int64_t{4} * threads;
   return !balanced;
 }
 
