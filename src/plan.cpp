@@ -29,6 +29,10 @@ constexpr std::int64_t kFewRows = 8;
 // y of at least this many bytes is not expected to be in the cache when it is read.
 constexpr std::int64_t kStreamingBytes = std::int64_t{4} << 20;
 
+// Bytes. Shorter rows are stored through the cache all the same: most of their few lines hold an
+// end of a row, and those cannot stream.
+constexpr std::int64_t kStreamingRow = 512;
+
 void schedule_rows(const Spec& spec, Schedule* schedule) {
   const auto [examples, channels] = spec.block;
   const std::int64_t s = spec.shape.s, run = channels * s;
@@ -82,7 +86,8 @@ Schedule make_schedule(const Spec& spec) noexcept {
     schedule_rows(spec, &schedule);
   }
   const std::int64_t bytes = spec.shape.n * spec.shape.c * spec.shape.s * size_of(spec.data);
-  schedule.streaming = bytes >= kStreamingBytes;
+  const bool short_rows = !schedule.columns && spec.shape.s * size_of(spec.data) < kStreamingRow;
+  schedule.streaming = bytes >= kStreamingBytes && !short_rows;
   return schedule;
 }
 

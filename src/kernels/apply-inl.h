@@ -49,21 +49,25 @@ struct NoSums {
 template <class T, class Act, Store kStore, class D, class V, class Sums>
 HWY_INLINE void ApplyRow(D d, const T* x, T* y, std::int64_t count, V mean, V a, V b, Sums& sums) {
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  if constexpr (kStore == Store::streaming) {
-    if (count < 4 * lanes) return ApplyRow<T, Act, Store::cached>(d, x, y, count, mean, a, b, sums);
-  }
-  const auto last = LoadAs(d, x + count - lanes);
-  std::int64_t i = 0;
-  if constexpr (kStore == Store::streaming) {
-    StorePair<Store::cached>(d, Normalize<Act>(d, LoadPair(d, x), mean, a, b), y);
-    i = ToAligned(d, y);
-  }
-  for (; i + 4 * lanes <= count; i += 4 * lanes) {
+  const auto four = [&](std::int64_t i) HWY_ATTR {
     const auto near = LoadPair(d, x + i), far = LoadPair(d, x + i + 2 * lanes);
     StorePair<kStore>(d, Normalize<Act>(d, near, mean, a, b), y + i);
     StorePair<kStore>(d, Normalize<Act>(d, far, mean, a, b), y + i + 2 * lanes);
     sums.Step();
+  };
+  if constexpr (kStore == Store::streaming) {
+    const auto cached = [&](std::int64_t begin, std::int64_t end) HWY_ATTR {
+      if (begin == end) return;
+      ApplyRow<T, Act, Store::cached>(d, x + begin, y + begin, end - begin, mean, a, b, sums);
+    };
+    const Range lines = StreamedLines(y, count, lanes, 4 * lanes);
+    cached(0, lines.begin);
+    for (std::int64_t i = lines.begin; i < lines.end; i += 4 * lanes) four(i);
+    return cached(lines.end, count);
   }
+  const auto last = LoadAs(d, x + count - lanes);
+  std::int64_t i = 0;
+  for (; i + 4 * lanes <= count; i += 4 * lanes) four(i);
   for (; i + lanes <= count; i += lanes) {
     StoreAs<Store::cached>(d, Normalize<Act>(d, LoadAs(d, x + i), mean, a, b), y + i);
   }

@@ -201,20 +201,24 @@ template <class T, class Act, Store kStore, class D, class V>
 HWY_INLINE void DxRow(D d, const T* x, const T* dy, T* dx, std::int64_t count,
                       const DxTerms<V>& terms) {
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  if constexpr (kStore == Store::streaming) {
-    if (count < 2 * lanes) return DxRow<T, Act, Store::cached>(d, x, dy, dx, count, terms);
-  }
   const auto pair = [&](std::int64_t i) HWY_ATTR {
     const auto vx = LoadPair(d, x + i), vdy = LoadPair(d, dy + i);
-    return Pair<V>{Dx<Act>(d, vx.v0, vdy.v0, terms), Dx<Act>(d, vx.v1, vdy.v1, terms)};
+    const Pair<V> both{Dx<Act>(d, vx.v0, vdy.v0, terms), Dx<Act>(d, vx.v1, vdy.v1, terms)};
+    StorePair<kStore>(d, both, dx + i);
   };
+  if constexpr (kStore == Store::streaming) {
+    const auto cached = [&](std::int64_t begin, std::int64_t end) HWY_ATTR {
+      if (begin == end) return;
+      DxRow<T, Act, Store::cached>(d, x + begin, dy + begin, dx + begin, end - begin, terms);
+    };
+    const Range lines = StreamedLines(dx, count, lanes, 2 * lanes);
+    cached(0, lines.begin);
+    for (std::int64_t i = lines.begin; i < lines.end; i += 2 * lanes) pair(i);
+    return cached(lines.end, count);
+  }
   const auto last_x = LoadAs(d, x + count - lanes), last_dy = LoadAs(d, dy + count - lanes);
   std::int64_t i = 0;
-  if constexpr (kStore == Store::streaming) {
-    StorePair<Store::cached>(d, pair(0), dx);
-    i = ToAligned(d, dx);
-  }
-  for (; i + 2 * lanes <= count; i += 2 * lanes) StorePair<kStore>(d, pair(i), dx + i);
+  for (; i + 2 * lanes <= count; i += 2 * lanes) pair(i);
   for (; i + lanes <= count; i += lanes) {
     StoreAs<Store::cached>(d, Dx<Act>(d, LoadAs(d, x + i), LoadAs(d, dy + i), terms), dx + i);
   }

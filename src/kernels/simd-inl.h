@@ -8,6 +8,7 @@
 
 #include "dtype.h"
 #include "kernels/kernels.h"
+#include "range.h"
 
 #include <hwy/cache_control.h>
 #include <hwy/highway.h>
@@ -197,6 +198,23 @@ HWY_INLINE void StorePair(D d, const Pair<V>& pair, T* p) {
     StoreAs<kStore>(d, pair.v0, p);
     StoreAs<kStore>(d, pair.v1, p + hn::Lanes(d));
   }
+}
+
+// What of y [count] streams: whole cache lines, `step` elements at a time. A line that is streamed
+// in parts, or streamed and stored to, waits for memory; so before and behind the range there is
+// nothing, or room for vectors that reach no line of it.
+template <class T>
+HWY_INLINE Range StreamedLines(const T* y, std::int64_t count, std::int64_t lanes,
+                               std::int64_t step) {
+  constexpr std::int64_t kLine = 64 / sizeof(T);
+  step = std::max(step, kLine);
+  const auto past = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(y) % 64 / sizeof(T));
+  std::int64_t begin = past == 0 ? 0 : kLine - past;
+  while (begin > 0 && begin < lanes) begin += kLine;
+  if (begin >= count) return {0, 0};
+  std::int64_t end = begin + (count - begin) / step * step;
+  if (end != count && count - end < lanes) end = std::max(begin, end - step);
+  return {begin, end};
 }
 
 // Fetches rows x [.., width], `stride` elements apart, in the order of their addresses. Loops that
