@@ -1,0 +1,371 @@
+"""One call of the engine on arrays, for every norm: a norm is a value of Blocks."""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy
+
+from . import _engine
+from ._arrays import (
+    Array,
+    ArrayLike,
+    as_array,
+    as_float,
+    as_integer,
+    dtype_of,
+    in_c_order,
+    in_words,
+)
+from ._core import Plan, address
+
+Result: TypeAlias = Any  # y, an Array; with return_statistics a tuple of Arrays
+Gradients: TypeAlias = tuple[Array, Array | None, Array | None]
+
+_OTHER_LAYOUT = {"channels_first": "channels_last", "channels_last": "channels_first"}
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Blocks:
+    """How x is seen, as [n, c, s], and what of it shares one mean and one variance.
+
+    Those who make them keep them in a cache, so that one is equal to itself alone: a fast key.
+    """
+
+    n: int
+    c: int
+    s: int
+    examples: int  # of a block
+    channels: int
+    statistics: tuple[int, ...]  # the shape of mean and rstd
+    params: tuple[tuple[int, ...], ...]  # shapes of weight: one a channel; one an example as well
+    layout: str = "channels_first"  # the engine's, of x in C order
+    other_axes: tuple[int, ...] = ()  # of x in the engine's other layout; (): it has none
+
+    def layout_of(self, x: Array) -> str | None:
+        """Returns the layout in which x lies in memory; None if the engine cannot take it so."""
+        if in_c_order(x):
+            return self.layout
+        if self.other_axes and in_c_order(x.transpose(self.other_axes)):
+            return _OTHER_LAYOUT[self.layout]
+        return None
+
+    def in_layout(self, x: Array, layout: str) -> Array:
+        """Returns x in that layout: itself if it lies so, else a copy."""
+        if self.layout_of(x) == layout:
+            return x
+        if layout == self.layout:
+            return x.copy()
+        return x.transpose(self.other_axes).copy().transpose(numpy.argsort(self.other_axes))
+
+
+def grouped(shape: tuple[int, ...], num_groups: int | None, layout: str) -> Blocks:
+    """Returns groups of channels, each example by itself; each channel alone without num_groups."""
+    if num_groups is not None:
+        num_groups = as_integer("num_groups", num_groups)
+    return _grouped(shape, num_groups, _checked(layout))
+
+
+def batched(shape: tuple[int, ...], layout: str) -> Blocks:
+    """Returns each channel over all examples."""
+    return _batched(shape, _checked(layout))
+
+
+def trailing(shape: tuple[int, ...], normalized_shape: int | Sequence[int]) -> Blocks:
+    """Returns the last axes together: an example for each index into the others, one position."""
+    return _trailing(shape, as_shape(normalized_shape))
+
+
+def as_shape(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
+    """Returns normalized_shape as a tuple."""
+    if isinstance(normalized_shape, (tuple, list)):
+        return tuple(as_integer("normalized_shape", size) for size in normalized_shape)
+    return (as_integer("normalized_shape", normalized_shape),)
+
+
+def _checked(layout: str) -> str:
+    if layout not in ("channels_first", "channels_last"):
+        raise ValueError(f"layout: must be 'channels_first' or 'channels_last'; got {layout!r}")
+    return layout
+
+
+def _ncs(shape: tuple[int, ...], layout: str) -> tuple[int, int, int, tuple[int, ...]]:
+    """Returns n, c, s, and the axes in the order of the other layout (none where it is the same)."""
+    rank = len(shape)
+    if rank < 2:
+        order = "[N, C, ...]" if layout == "channels_first" else "[N, ..., C]"
+        raise ValueError(f"x: must be {order}, of rank 2 or more; got shape {shape}")
+    spatial = tuple(range(2, rank) if layout == "channels_first" else range(1, rank - 1))
+    channel = 1 if layout == "channels_first" else rank - 1
+    other = (0, *spatial, 1) if layout == "channels_first" else (0, rank - 1, *spatial)
+    s = math.prod(shape[axis] for axis in spatial)
+    return shape[0], shape[channel], s, other if spatial else ()
+
+
+@functools.lru_cache(maxsize=1024)
+def _grouped(shape: tuple[int, ...], num_groups: int | None, layout: str) -> Blocks:
+    n, c, s, other = _ncs(shape, layout)
+    groups = c if num_groups is None else num_groups
+    if num_groups is not None and (num_groups < 1 or c % num_groups != 0):
+        raise ValueError(
+            f"num_groups: must be at least 1 and divide the {c} channels of x; got {num_groups}"
+        )
+    channels = c // groups if groups else 1
+    return Blocks(n, c, s, 1, channels, (n, groups), ((c,), (n, c)), layout, other)
+
+
+@functools.lru_cache(maxsize=1024)
+def _batched(shape: tuple[int, ...], layout: str) -> Blocks:
+    n, c, s, other = _ncs(shape, layout)
+    return Blocks(n, c, s, n, 1, (c,), ((c,), (n, c)), layout, other)
+
+
+@functools.lru_cache(maxsize=1024)
+def _trailing(shape: tuple[int, ...], normalized_shape: tuple[int, ...]) -> Blocks:
+    rows = shape[: len(shape) - len(normalized_shape)]
+    if not normalized_shape or shape != rows + normalized_shape:
+        raise ValueError(
+            "normalized_shape: must be the last sizes of x, at least one, "
+            f"of shape {shape}; got {normalized_shape}"
+        )
+    c = math.prod(normalized_shape)
+    return Blocks(math.prod(rows), c, 1, 1, c, rows, (normalized_shape,))
+
+
+@functools.lru_cache(maxsize=1024)
+def _plan(
+    blocks: Blocks,
+    layout: str,
+    data: str,
+    param: str,
+    param_stride: int,
+    activation: str,
+    eps: float,
+    correction: int,
+    center: bool,
+    given_statistics: bool,
+) -> Plan:
+    """Makes the plan of the first call of a kind, where the values of its options are checked."""
+    if correction not in (0, 1):
+        raise ValueError(
+            f"correction: must be 0 (divide by m) or 1 (divide by m - 1); got {correction}"
+        )
+    elements = blocks.examples * blocks.channels * blocks.s
+    if correction == 1 and elements == 1 and blocks.n * blocks.c > 0:
+        raise ValueError(
+            "correction: 1 divides by m - 1 and needs two elements that share a variance; "
+            "each has its own here"
+        )
+    return _engine.plan(
+        blocks.n,
+        blocks.c,
+        blocks.s,
+        blocks.examples,
+        blocks.channels,
+        layout,
+        data,
+        param,
+        activation,
+        eps,
+        correction,
+        center,
+        given_statistics,
+        param_stride,
+    )
+
+
+def normalize(
+    blocks: Blocks,
+    x: Array,
+    weight: ArrayLike | None,
+    bias: ArrayLike | None,
+    eps: float,
+    activation: str | None,
+    out: Array | None,
+    return_statistics: bool,
+    *,
+    correction: int = 0,
+    center: bool = True,
+    given: tuple[Array, Array] | None = None,
+) -> Result:
+    """Returns y, or (y, mean, rstd) with return_statistics.
+
+    x comes from as_array. `given` is (mean, rstd) in float64, to be used instead of x's own.
+    """
+    data = dtype_of(x)
+    gamma, beta, param, param_stride = _params(blocks, x, data, weight, bias)
+    if out is None:
+        layout = blocks.layout_of(x)
+        if layout is None:
+            x, layout = x.copy(), blocks.layout
+        y = numpy.empty_like(x)
+    else:
+        y, layout = out, _check_out(blocks, x, gamma, beta, out)
+        x = blocks.in_layout(x, layout)
+    plan = _plan(
+        blocks,
+        layout,
+        data,
+        param,
+        param_stride,
+        _activation(activation),
+        eps if type(eps) is float else as_float("eps", eps),
+        correction if type(correction) is int else as_integer("correction", correction),
+        center,
+        given is not None,
+    )
+    mean = rstd = None
+    if given is not None:
+        mean, rstd = given
+    elif return_statistics:
+        mean, rstd = numpy.empty(blocks.statistics), numpy.empty(blocks.statistics)
+        if x.size == 0:  # the engine writes nothing
+            mean.fill(numpy.nan)
+            rstd.fill(numpy.nan)
+    plan.forward(
+        address(x),
+        address(y),
+        address(gamma),
+        address(beta),
+        address(mean),
+        address(rstd),
+        _engine.POOL,
+        _engine.asked_threads(),
+    )
+    return (y, mean, rstd) if return_statistics else y
+
+
+def differentiate(
+    blocks: Blocks,
+    dy: ArrayLike,
+    x: Array,
+    weight: ArrayLike | None,
+    bias: ArrayLike | None,
+    mean: ArrayLike | None,
+    rstd: ArrayLike,
+    activation: str | None,
+    *,
+    correction: int = 0,
+    center: bool = True,
+    given_statistics: bool = False,
+) -> Gradients:
+    """Returns dx, dweight (None without weight) and dbias (None without weight and bias)."""
+    data = dtype_of(x)
+    dy = as_array("dy", dy)
+    if _differ(dy, x):
+        raise _unlike("dy", dy, "x", x)
+    gamma, beta, param, param_stride = _params(blocks, x, data, weight, bias)
+    means = None if mean is None else _statistics("mean", mean, blocks)
+    rstds = _statistics("rstd", rstd, blocks)
+    layout = blocks.layout_of(x) or blocks.layout
+    x, dy = blocks.in_layout(x, layout), blocks.in_layout(dy, layout)
+    plan = _plan(
+        blocks,
+        layout,
+        data,
+        param,
+        param_stride,
+        _activation(activation),
+        0.0,  # rstd contains it
+        as_integer("correction", correction),
+        center,
+        given_statistics,
+    )
+    dx = numpy.empty_like(x)
+    dgamma = None if gamma is None else numpy.empty_like(gamma)
+    either = beta if gamma is None else gamma
+    dbeta = None if either is None else numpy.empty_like(either)
+    plan.backward(
+        address(x),
+        address(dy),
+        address(gamma),
+        address(beta),
+        address(means),
+        address(rstds),
+        address(dx),
+        address(dgamma),
+        address(dbeta),
+        _engine.POOL,
+        _engine.asked_threads(),
+    )
+    return dx, dgamma, dbeta
+
+
+def _activation(activation: str | None) -> str:
+    if activation is None:
+        return "none"
+    if not isinstance(activation, str):
+        raise TypeError(f"activation: must be a str or None; got {activation!r}")
+    return activation
+
+
+def _params(
+    blocks: Blocks, x: Array, data: str, weight: ArrayLike | None, bias: ArrayLike | None
+) -> tuple[Array | None, Array | None, str, int]:
+    """Returns weight and bias in C order, the engine's name of their dtype, and their stride."""
+    gamma = None if weight is None else _param("weight", weight, blocks, x, data)
+    beta = None if bias is None else _param("bias", bias, blocks, x, data)
+    either = beta if gamma is None else gamma
+    if either is None:
+        return None, None, data, 0
+    if gamma is not None and beta is not None and _differ(beta, gamma):
+        raise _unlike("bias", beta, "weight", gamma)
+    stride = 0 if either.shape == blocks.params[0] else blocks.c
+    return gamma, beta, dtype_of(either), stride
+
+
+def _param(name: str, value: ArrayLike, blocks: Blocks, x: Array, data: str) -> Array:
+    array = as_array(name, value)
+    if array.shape not in blocks.params:
+        shapes = " or ".join(map(str, blocks.params))
+        raise ValueError(f"{name}: must have shape {shapes} for this x; got {array.shape}")
+    param = dtype_of(array)
+    narrow = data in ("f16", "bf16")
+    if param != data and not (narrow and param == "f32"):
+        rule = f"{x.dtype.name}, as x is" + (", or float32" if narrow else "")
+        raise TypeError(f"{name}: must be {rule}; got {array.dtype.name}")
+    return array if in_c_order(array) else array.copy()
+
+
+def _statistics(name: str, value: ArrayLike, blocks: Blocks) -> Array:
+    array = as_array(name, value)
+    if array.shape != blocks.statistics or dtype_of(array) != "f64":
+        raise ValueError(
+            f"{name}: must be {blocks.statistics} float64, as forward returns it; "
+            f"got {in_words(array)}"
+        )
+    return array if in_c_order(array) else array.copy()
+
+
+def _check_out(blocks: Blocks, x: Array, gamma: Array | None, beta: Array | None, out: Any) -> str:
+    """Returns the layout of out."""
+    if not isinstance(out, numpy.ndarray):
+        raise TypeError(f"out: must be a numpy.ndarray; got {type(out).__name__}")
+    if _differ(out, x):
+        raise _unlike("out", out, "x", x)
+    if not out.flags.writeable:
+        raise ValueError("out: must be writeable")
+    layout = blocks.layout_of(out)
+    if layout is None:
+        raise ValueError(
+            f"out: must be aligned and contiguous, in C order or the other layout; "
+            f"got strides {out.strides}"
+        )
+    in_place = out is x or (address(out) == address(x) and blocks.layout_of(x) == layout)
+    for name, array in (("x", None if in_place else x), ("weight", gamma), ("bias", beta)):
+        if array is not None and numpy.may_share_memory(out, array):
+            raise ValueError(f"out: may be x itself, but must not overlap {name}")
+    return layout
+
+
+def _differ(array: Array, model: Array) -> bool:
+    return array.shape != model.shape or array.dtype != model.dtype
+
+
+def _unlike(name: str, array: Array, model_name: str, model: Array) -> ValueError:
+    return ValueError(
+        f"{name}: must have the shape and dtype of {model_name}, {in_words(model)}; "
+        f"got {in_words(array)}"
+    )

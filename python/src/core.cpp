@@ -1,0 +1,270 @@
+// groupnorm._core: the engine on addresses, for the Python packages above it. They have checked
+// shapes, dtypes and strides, and hold the arrays that the addresses belong to.
+#include <groupnorm/groupnorm.hpp>
+#include <groupnorm/layers.hpp>
+
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "openmp.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace groupnorm::python {
+namespace {
+
+template <class Enum, std::size_t count>
+using Names = std::array<std::pair<std::string_view, Enum>, count>;
+
+constexpr Names<DType, 4> kDTypes{
+    {{"f32", DType::f32}, {"f64", DType::f64}, {"f16", DType::f16}, {"bf16", DType::bf16}}};
+constexpr Names<Layout, 2> kLayouts{
+    {{"channels_first", Layout::channels_first}, {"channels_last", Layout::channels_last}}};
+constexpr Names<Activation, 6> kActivations{{{"none", Activation::none},
+                                             {"relu", Activation::relu},
+                                             {"silu", Activation::silu},
+                                             {"gelu", Activation::gelu},
+                                             {"gelu_tanh", Activation::gelu_tanh},
+                                             {"hard_swish", Activation::hard_swish}}};
+
+// The enumerator called `name`; else ValueError with the rule.
+template <class Enum, std::size_t count>
+Enum find(const Names<Enum, count>& names, const std::string& name, Status rule) {
+  for (const auto& [known, value] : names) {
+    if (known == name) return value;
+  }
+  throw nb::value_error((std::string(status_string(rule)) + "; got '" + name + "'").c_str());
+}
+
+[[noreturn]] void refuse(Status status, const Spec& spec) {
+  throw nb::value_error(describe(status, spec).c_str());
+}
+
+void require(Status status, const Spec& spec) {
+  if (status != Status::ok) refuse(status, spec);
+}
+
+// Where the elements of a NumPy array begin, by version 2 of its array interface: ten times as
+// quick as ctypes.data, and of any dtype.
+// https://numpy.org/doc/stable/reference/arrays.interface.html
+std::uintptr_t address(nb::handle array) {
+  struct ArrayInterface {
+    int two, nd;
+    char kind;
+    int itemsize, flags;
+    Py_intptr_t *shape, *strides;
+    void* data;
+    PyObject* descr;
+  };
+  if (array.is_none()) return 0;
+  const nb::object capsule = array.attr("__array_struct__");
+  const auto* const interface =
+      static_cast<const ArrayInterface*>(PyCapsule_GetPointer(capsule.ptr(), nullptr));
+  if (interface == nullptr) throw nb::python_error();
+  return reinterpret_cast<std::uintptr_t>(interface->data);
+}
+
+// Where calls run: the built-in pool, or OpenMP's threads.
+class Threads {
+ public:
+  Threads() = default;
+  explicit Threads(const OpenMp& openmp) : openmp_(openmp) {}
+  Executor executor(int threads) const {
+    return openmp_ ? openmp_->executor(threads) : pool(threads);
+  }
+
+ private:
+  std::optional<OpenMp> openmp_;
+};
+
+template <class Function>
+Function function_at(std::uintptr_t address) {
+  if (address == 0) throw nb::value_error("openmp: an address is 0");
+  return reinterpret_cast<Function>(address);  // NOLINT(performance-no-int-to-ptr): of Python
+}
+
+// Scratch memory of one call: what is small stays with the thread for its next call.
+class Workspace {
+ public:
+  explicit Workspace(std::size_t bytes) {
+    if (bytes > kSmall) {
+      large_.reset(new std::byte[bytes]);
+      span_ = {large_.get(), bytes};
+      return;
+    }
+    thread_local std::vector<std::byte> small;
+    if (small.size() < bytes) small.resize(bytes);
+    span_ = small;
+  }
+  std::span<std::byte> span() const { return span_; }
+
+ private:
+  static constexpr std::size_t kSmall = std::size_t{1} << 18;
+  std::unique_ptr<std::byte[]> large_;
+  std::span<std::byte> span_;
+};
+
+// Calls on fewer elements hold the GIL: to let it go and take it back would cost as much.
+constexpr std::int64_t kReleaseElements = 1 << 14;
+
+template <class Call>
+Status call_engine(const Plan& plan, const Call& call) {
+  const Shape& shape = plan.spec().shape;
+  if (shape.n * shape.c * shape.s < kReleaseElements) return call();
+  const nb::gil_scoped_release released;
+  return call();
+}
+
+template <class T>
+T* at(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);  // NOLINT(performance-no-int-to-ptr): of Python
+}
+
+Plan make_plan(std::int64_t n, std::int64_t c, std::int64_t s, std::int64_t examples,
+               std::int64_t channels, const std::string& layout, const std::string& data,
+               const std::string& param, const std::string& activation, double eps, int correction,
+               bool center, bool given_statistics, std::int64_t param_stride) {
+  const Spec spec{.shape = {n, c, s},
+                  .block = {examples, channels},
+                  .layout = find(kLayouts, layout, Status::unknown_layout),
+                  .data = find(kDTypes, data, Status::unknown_dtype),
+                  .param = find(kDTypes, param, Status::unknown_dtype),
+                  .activation = find(kActivations, activation, Status::unknown_activation),
+                  .center = center,
+                  .given_statistics = given_statistics,
+                  .correction = correction,
+                  .eps = eps,
+                  .param_stride = param_stride};
+  Plan plan;
+  require(Plan::make(spec, &plan), spec);
+  return plan;
+}
+
+void forward(const Plan& plan, std::uintptr_t x, std::uintptr_t y, std::uintptr_t gamma,
+             std::uintptr_t beta, std::uintptr_t mean, std::uintptr_t rstd, const Threads& threads,
+             int count) {
+  Forward args{.x = at<const void>(x),
+               .y = at<void>(y),
+               .gamma = at<const void>(gamma),
+               .beta = at<const void>(beta)};
+  if (plan.spec().given_statistics) {
+    args.given_mean = at<const double>(mean);
+    args.given_rstd = at<const double>(rstd);
+  } else {
+    args.mean = at<double>(mean);
+    args.rstd = at<double>(rstd);
+  }
+  const Workspace workspace(plan.workspace_bytes());
+  require(call_engine(
+              plan, [&] { return plan.forward(args, workspace.span(), threads.executor(count)); }),
+          plan.spec());
+}
+
+void backward(const Plan& plan, std::uintptr_t x, std::uintptr_t dy, std::uintptr_t gamma,
+              std::uintptr_t beta, std::uintptr_t mean, std::uintptr_t rstd, std::uintptr_t dx,
+              std::uintptr_t dgamma, std::uintptr_t dbeta, const Threads& threads, int count) {
+  const Backward args{.x = at<const void>(x),
+                      .dy = at<const void>(dy),
+                      .gamma = at<const void>(gamma),
+                      .beta = at<const void>(beta),
+                      .mean = at<const double>(mean),
+                      .rstd = at<const double>(rstd),
+                      .dx = at<void>(dx),
+                      .dgamma = at<void>(dgamma),
+                      .dbeta = at<void>(dbeta)};
+  const Workspace workspace(plan.backward_workspace_bytes());
+  require(call_engine(
+              plan, [&] { return plan.backward(args, workspace.span(), threads.executor(count)); }),
+          plan.spec());
+}
+
+}  // namespace
+}  // namespace groupnorm::python
+
+NB_MODULE(_core, module) {
+  namespace gp = groupnorm::python;
+  using groupnorm::Plan;
+  module.doc() = "The engine on addresses. Private: use groupnorm and groupnorm.torch.";
+  module.attr("__version__") = GROUPNORM_VERSION;
+
+  nb::class_<gp::Threads>(module, "Threads", "Where calls run: the built-in pool, or OpenMP.")
+      .def_static(
+          "pool", [] { return gp::Threads(); },
+          "The pool of the process. A count of 0 takes GROUPNORM_NUM_THREADS, or all cores.")
+      .def_static(
+          "openmp",
+          [](std::uintptr_t parallel, std::uintptr_t get_thread_num, std::uintptr_t get_num_threads,
+             std::uintptr_t in_parallel) {
+            using gp::function_at;
+            using gp::OpenMp;
+            return gp::Threads(
+                OpenMp{function_at<decltype(OpenMp::parallel)>(parallel),
+                       function_at<decltype(OpenMp::get_thread_num)>(get_thread_num),
+                       function_at<decltype(OpenMp::get_num_threads)>(get_num_threads),
+                       function_at<decltype(OpenMp::in_parallel)>(in_parallel)});
+          },
+          "parallel"_a, "get_thread_num"_a, "get_num_threads"_a, "in_parallel"_a,
+          "Threads of a runtime that is loaded already: addresses of its GOMP_parallel and omp_*.")
+      .def(
+          "count", [](const gp::Threads& self) { return self.executor(0).threads; },
+          "What a count of 0 stands for.");
+
+  nb::class_<Plan>(module, "Plan", "A checked Spec with its schedule: immutable, see C++.")
+      .def(
+          "__init__",
+          [](Plan* self, std::int64_t n, std::int64_t c, std::int64_t s, std::int64_t examples,
+             std::int64_t channels, const std::string& layout, const std::string& data,
+             const std::string& param, const std::string& activation, double eps, int correction,
+             bool center, bool given_statistics, std::int64_t param_stride) {
+            new (self)
+                Plan(gp::make_plan(n, c, s, examples, channels, layout, data, param, activation,
+                                   eps, correction, center, given_statistics, param_stride));
+          },
+          "n"_a, "c"_a, "s"_a, "examples"_a, "channels"_a, "layout"_a, "data"_a, "param"_a,
+          "activation"_a = "none", "eps"_a = 1e-5, "correction"_a = 0, "center"_a = true,
+          "given_statistics"_a = false, "param_stride"_a = 0,
+          "Of [n, c, s] with blocks of examples x channels. ValueError names the broken rule.")
+      .def_prop_ro("blocks", &Plan::blocks, "How many means and rstds there are.")
+      .def_prop_ro("block_elements", &Plan::block_elements, "m, the elements of a block.")
+      .def_prop_ro("target", &Plan::target, "The instruction set that runs.")
+      .def("forward", &gp::forward, "x"_a, "y"_a, "gamma"_a, "beta"_a, "mean"_a, "rstd"_a,
+           "threads"_a, "count"_a,
+           "Addresses; 0 stands for null. mean and rstd are float64, one a block: written, or read "
+           "where the statistics are given. y may be x.")
+      .def("backward", &gp::backward, "x"_a, "dy"_a, "gamma"_a, "beta"_a, "mean"_a, "rstd"_a,
+           "dx"_a, "dgamma"_a, "dbeta"_a, "threads"_a, "count"_a,
+           "Addresses; 0 stands for null. dgamma and dbeta are overwritten. dx may be dy.");
+
+  module.def("address", &gp::address, "array"_a.none(),
+             "Where the elements of a NumPy array begin; 0, which stands for null, without one.");
+  module.def(
+      "suggest_groups",
+      [](std::int64_t channels) {
+        const auto suggestion = groupnorm::suggest_groups(channels);
+        return std::tuple(suggestion.groups, suggestion.channels_per_group, suggestion.reason);
+      },
+      "channels"_a, "(groups, channels per group, reason) of arXiv:1803.08494.");
+  module.def(
+      "targets",
+      [] {
+        const auto targets = groupnorm::targets();
+        return std::vector<std::string>(targets.begin(), targets.end());
+      },
+      "The instruction sets of this machine, best first.");
+  module.def("active_target", &groupnorm::active_target,
+             "What runs; None where GROUPNORM_TARGET names no available target.");
+}
