@@ -1,0 +1,176 @@
+"""What is timed, in turns: calls of several contestants on the same data."""
+
+import contextlib
+import dataclasses
+import gc
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from .machine import caches, physical_memory
+
+OURS, COPY = "ours", "copy"
+_WARM_US = 1000.0  # how long a contestant plays before the next one: what is its own is then warm
+_MOST_CALLS = 64  # of a turn
+_FEWEST_ROUNDS = 3
+_MOST_SETS = 4096  # the interpreter's own objects must not become what is measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A shape of a real model, [N, C, space...] whatever the layout."""
+
+    model: str
+    shape: tuple[int, ...]
+    groups: int
+
+    @property
+    def text(self) -> str:
+        return "x".join(map(str, self.shape))
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is the same for all cases."""
+
+    api: str
+    dtype: str
+    layout: str
+    activation: str
+    backward: bool
+    hot: bool
+    compile: bool
+    threads: int
+    eps: float = 1e-5
+
+    @property
+    def direction(self) -> str:
+        return "forward+backward" if self.backward else "forward"
+
+
+@dataclasses.dataclass(frozen=True)
+class Arena:
+    """One case, ready to be played."""
+
+    sets: Sequence[Any]  # the tensors of a call each, of equal values
+    calls: Mapping[str, Callable[[Any], Any]]  # by contestant
+    errors: Callable[[Mapping[str, Any]], dict[str, float]]  # of their results, in units
+    bound: float  # what our error may be
+    context: Callable[[], contextlib.AbstractContextManager[Any]]  # of calls
+    bytes_moved: int  # read and written by a call
+    absent: tuple[str, ...]  # why a contestant that was asked for does not play
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Microseconds a call."""
+
+    p50: float
+    p99: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Of one case."""
+
+    case: Case
+    times: dict[str, Times]  # by contestant; without any if our result was wrong
+    errors: dict[str, float]
+    bound: float
+    bytes_moved: int
+
+    @property
+    def wrong(self) -> bool:
+        return not self.errors[OURS] <= self.bound
+
+    def ratio(self, name: str) -> float | None:
+        """How many times slower than ours a contestant is."""
+        return self.times[name].p50 / self.times[OURS].p50 if name in self.times else None
+
+    def copies(self, name: str) -> float | None:
+        """The time of a contestant in copies of the same bytes."""
+        return self.times[name].p50 / self.times[COPY].p50 if name in self.times else None
+
+    @property
+    def faster(self) -> list[str]:
+        """Those that are faster than ours."""
+        return [n for n in self.times if n != COPY and self.times[n].p50 < self.times[OURS].p50]
+
+
+def sets_of(set_bytes: int, hot: bool) -> int:
+    """So many sets that together they are 4 times the last cache, and 256 MB.
+
+    A tensor too large for two such sets in half the memory has left the caches by itself.
+    """
+    if hot:
+        return 1
+    last = max(caches().values())
+    memory = physical_memory()
+    if memory and 2 * set_bytes > memory // 2:
+        return 1
+    wanted = max(4 * last, 256 << 20)
+    return min(max(2, -(-wanted // set_bytes)), _MOST_SETS)
+
+
+class _Contestant:
+    def __init__(self, call: Callable[[Any], Any], sets: Sequence[Any], kept: list[Any]) -> None:
+        self._call, self._sets, self._kept = call, sets, kept
+        self.microseconds: list[float] = []
+        self._calls = 1
+
+    def prepare(self, places: "itertools.cycle[int]") -> None:
+        once = min(self.play(places) for _ in range(3))
+        self._calls = max(1, min(_MOST_CALLS, round(_WARM_US / max(once, 1e-3))))
+        self.microseconds.clear()
+
+    def play(self, places: "itertools.cycle[int]") -> float:
+        """One call to settle in, and those that count; the time of the last."""
+        call, sets, kept, clock = self._call, self._sets, self._kept, time.perf_counter_ns
+        place = next(places)
+        kept[place] = call(sets[place])
+        for _ in range(self._calls):
+            place = next(places)
+            tensors = sets[place]
+            start = clock()
+            # The result before goes here: its memory, like x, has left the caches by now.
+            kept[place] = call(tensors)
+            self.microseconds.append((clock() - start) * 1e-3)
+        return self.microseconds[-1]
+
+    def times(self) -> Times:
+        ordered = sorted(self.microseconds)
+        count = len(ordered)
+        return Times(ordered[count // 2], ordered[count * 99 // 100])
+
+
+def play(case: Case, arena: Arena, seconds: float) -> Outcome:
+    """Checks every contestant's result, then times them: everyone once a round."""
+    kept: list[Any] = [None] * len(arena.sets)
+    with arena.context():
+        errors = arena.errors(
+            {name: call(arena.sets[0]) for name, call in arena.calls.items() if name != COPY}
+        )
+    outcome = Outcome(case, {}, errors, arena.bound, arena.bytes_moved)
+    if outcome.wrong:
+        return outcome
+    contestants = {name: _Contestant(call, arena.sets, kept) for name, call in arena.calls.items()}
+    places = itertools.cycle(range(len(arena.sets)))
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        with arena.context():
+            for contestant in contestants.values():
+                contestant.prepare(places)
+            end = time.monotonic() + seconds
+            for played in itertools.count(1):
+                for contestant in contestants.values():
+                    contestant.play(places)
+                if played >= _FEWEST_ROUNDS and time.monotonic() >= end:
+                    break
+    finally:
+        if collecting:
+            gc.enable()
+    outcome.times.update({name: each.times() for name, each in contestants.items()})
+    return outcome
