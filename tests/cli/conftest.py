@@ -38,9 +38,7 @@ class Cli:
         assert result.returncode == 2, (arguments, result)
         assert result.stdout == ""
         assert result.stderr.startswith("groupnorm: ")
-        assert result.stderr.count("\n") == 1 and result.stderr.endswith("\n"), (
-            result.stderr
-        )
+        assert result.stderr.count("\n") == 1 and result.stderr.endswith("\n"), result.stderr
         return result.stderr
 
     def save(self, name, array):

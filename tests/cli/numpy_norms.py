@@ -68,9 +68,7 @@ def normalize(
     m = examples * channels * s
     centered = norm not in ("rms", "group_rms")
     mean = blocks.mean(axes, keepdims=True) * (1.0 if centered else 0.0)
-    rstd = 1 / numpy.sqrt(
-        ((blocks - mean) ** 2).sum(axes, keepdims=True) / (m - correction) + eps
-    )
+    rstd = 1 / numpy.sqrt(((blocks - mean) ** 2).sum(axes, keepdims=True) / (m - correction) + eps)
     y = ((blocks - mean) * rstd).reshape(n, c, s)
     if gamma is not None:
         y = y * numpy.atleast_2d(gamma).astype(numpy.float64)[:, :, None]

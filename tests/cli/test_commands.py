@@ -85,9 +85,7 @@ def test_every_target_runs_when_asked_for(cli, targets):
         assert f"({target}, " in cli.ok("check", "first/6x6", "--target", target)
         assert bench(cli, *SMALL, env=env)["target"] == target
         assert bench(cli, *SMALL, "--target", target)["target"] == target
-        out = cli.ok(
-            "run", "x.npy", "--norm", "layer", "-o", "y.npy", "--target", target
-        )
+        out = cli.ok("run", "x.npy", "--norm", "layer", "-o", "y.npy", "--target", target)
         assert f"target   {target}, " in out
 
 
@@ -121,15 +119,12 @@ def test_check_backward(cli, targets):
 
 def test_check_chooses_by_pattern(cli):
     names = cli.ok("check", "--list").splitlines()
-    assert cli.ok("check", "--list", "layer/").splitlines() == [
-        n for n in names if "layer/" in n
-    ]
+    assert cli.ok("check", "--list", "layer/").splitlines() == [n for n in names if "layer/" in n]
     chosen = cli.ok("check", "--list", "group/f16*silu", "instance/bf16").splitlines()
     assert chosen == [
         n
         for n in names
-        if "instance/bf16" in n
-        or ("group/f16" in n and "silu" in n.split("group/f16")[1])
+        if "instance/bf16" in n or ("group/f16" in n and "silu" in n.split("group/f16")[1])
     ]
     assert chosen
     assert "no case matches 'nosuch'" in cli.refused("check", "layer/", "nosuch")
@@ -186,20 +181,14 @@ def test_bench_json(cli, dtype, layout):
     assert {key: result[key] for key in expected} == expected
     assert 0 < result["p50_us"] <= result["p99_us"]
     assert result["copy_p50_us"] > 0
-    assert result["copy_ratio"] == pytest.approx(
-        result["p50_us"] / result["copy_p50_us"], rel=1e-4
-    )
+    assert result["copy_ratio"] == pytest.approx(result["p50_us"] / result["copy_p50_us"], rel=1e-4)
     size = {"f32": 4, "f64": 8, "f16": 2, "bf16": 2}[dtype] * 2 * 8 * 5 * 7
-    assert result["gb_per_s"] == pytest.approx(
-        2 * size / result["p50_us"] * 1e-3, rel=1e-4
-    )
+    assert result["gb_per_s"] == pytest.approx(2 * size / result["p50_us"] * 1e-3, rel=1e-4)
     assert 0 <= result["max_error_eps"] <= 4
 
 
 def test_bench_flags(cli):
-    hot = bench(
-        cli, *SMALL, "--hot", "--in-place", "--activation", "silu", "--threads", 2
-    )
+    hot = bench(cli, *SMALL, "--hot", "--in-place", "--activation", "silu", "--threads", 2)
     assert (hot["hot"], hot["in_place"], hot["activation"], hot["threads"]) == (
         True,
         True,
@@ -221,9 +210,7 @@ def test_bench_backward(cli, flags):
     assert result["gb_per_s"] == pytest.approx(
         3 * 2 * 2 * 8 * 5 * 7 / result["p50_us"] * 1e-3, rel=1e-4
     )
-    assert result["copy_ratio"] == pytest.approx(
-        result["p50_us"] / result["copy_p50_us"], rel=1e-4
-    )
+    assert result["copy_ratio"] == pytest.approx(result["p50_us"] / result["copy_p50_us"], rel=1e-4)
     # Only the worst of dx, dgamma and dbeta is told, and all are f16: a neighbour at most.
     assert 0 <= result["max_error_eps"] <= 1
     text = cli.ok("bench", "--seconds", 0.02, *SMALL, "--backward", *flags)
@@ -342,9 +329,7 @@ def test_bad_command_lines(cli, arguments, reason):
     assert cli.files() == ["x.npy"]
 
 
-@pytest.mark.parametrize(
-    "command", [[], ["info"], ["run"], ["check"], ["bench"], ["groups"]]
-)
+@pytest.mark.parametrize("command", [[], ["info"], ["run"], ["check"], ["bench"], ["groups"]])
 def test_help(cli, command):
     assert "Usage: groupnorm" in cli.ok(*command, "--help")
 

@@ -27,9 +27,7 @@ def npy(header=HEADER, data=DATA, magic=b"\x93NUMPY", version=(1, 0), length=Non
 
 
 def shaped(shape, data=DATA, descr="'<f4'", fortran="False"):
-    return npy(
-        f"{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}, }}", data
-    )
+    return npy(f"{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}, }}", data)
 
 
 def refused(cli, content, *arguments):
@@ -197,9 +195,7 @@ def test_every_byte_of_the_header_spoiled(cli):
     whole = npy()
     for at in range(len(whole) - len(DATA)):
         for value in (0x00, 0x27, 0x2D, 0x39, 0xFF):
-            (cli.directory / "x.npy").write_bytes(
-                whole[:at] + bytes([value]) + whole[at + 1 :]
-            )
+            (cli.directory / "x.npy").write_bytes(whole[:at] + bytes([value]) + whole[at + 1 :])
             result = cli("run", "x.npy", "--norm", "layer", "-o", "y.npy")
             assert result.returncode in (0, 2), (at, value, result)
             if result.returncode == 2:
@@ -209,17 +205,11 @@ def test_every_byte_of_the_header_spoiled(cli):
 
 
 def test_files_that_cannot_be_read(cli):
-    assert "No such file" in cli.refused(
-        "run", "none.npy", "--norm", "layer", "-o", "y.npy"
-    )
+    assert "No such file" in cli.refused("run", "none.npy", "--norm", "layer", "-o", "y.npy")
     assert "is a directory" in cli.refused("run", ".", "--norm", "layer", "-o", "y.npy")
-    assert "not a regular file" in cli.refused(
-        "run", "/dev/zero", "--norm", "layer", "-o", "y.npy"
-    )
+    assert "not a regular file" in cli.refused("run", "/dev/zero", "--norm", "layer", "-o", "y.npy")
     os.mkfifo(cli.directory / "fifo")
-    assert "not a regular file" in cli.refused(
-        "run", "fifo", "--norm", "layer", "-o", "y.npy"
-    )
+    assert "not a regular file" in cli.refused("run", "fifo", "--norm", "layer", "-o", "y.npy")
     assert cli.files() == ["fifo"]
 
 
@@ -227,9 +217,7 @@ def test_files_that_cannot_be_read(cli):
 def test_a_file_without_permission(cli):
     cli.save("x.npy", numpy.ones((2, 3), "f4"))
     (cli.directory / "x.npy").chmod(0)
-    assert "Permission denied" in cli.refused(
-        "run", "x.npy", "--norm", "layer", "-o", "y.npy"
-    )
+    assert "Permission denied" in cli.refused("run", "x.npy", "--norm", "layer", "-o", "y.npy")
 
 
 @pytest.mark.parametrize("flag", ["--gamma", "--beta"])
@@ -247,9 +235,7 @@ def test_a_file_without_permission(cli):
 def test_parameters_that_do_not_fit(cli, flag, param, reason):
     cli.save("x.npy", numpy.ones((2, 4, 3), "f4"))
     cli.save("p.npy", param)
-    assert reason in cli.refused(
-        "run", "x.npy", "--groups", 2, flag, "p.npy", "-o", "y.npy"
-    )
+    assert reason in cli.refused("run", "x.npy", "--groups", 2, flag, "p.npy", "-o", "y.npy")
     assert cli.files() == ["p.npy", "x.npy"]
 
 
@@ -275,9 +261,7 @@ def test_gamma_and_beta_that_do_not_go_together(cli):
 
 @pytest.fixture
 def good(cli):
-    cli.save(
-        "x.npy", numpy.random.default_rng(0).standard_normal((64, 64, 64)).astype("f4")
-    )
+    cli.save("x.npy", numpy.random.default_rng(0).standard_normal((64, 64, 64)).astype("f4"))
     return cli
 
 
@@ -294,9 +278,7 @@ def good(cli):
 @pytest.mark.parametrize("flag", ["-o", "--stats"])
 def test_outputs_that_cannot_be_written(good, flag, output, reason):
     other = ["--stats", "s.npy"] if flag == "-o" else ["-o", "y.npy"]
-    assert reason in good.refused(
-        "run", "x.npy", "--norm", "layer", flag, output, *other
-    )
+    assert reason in good.refused("run", "x.npy", "--norm", "layer", flag, output, *other)
     assert good.files() == ["x.npy"]
 
 

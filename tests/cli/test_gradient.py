@@ -78,9 +78,7 @@ def reference(
     groups=2,
 ):
     """dx, dgamma and dbeta of the project's reference."""
-    stored = (
-        (lambda v: v) if layout == "channels_first" else (lambda v: v.movedim(1, -1))
-    )
+    stored = (lambda v: v) if layout == "channels_first" else (lambda v: v.movedim(1, -1))
     n, c, s = x.shape
     stride = 0 if gamma.dim() == 1 else c
     arguments = [
@@ -96,8 +94,7 @@ def reference(
     result = subprocess.run(
         [os.environ["GROUPNORM_GRADIENT_DUMP"], *map(str, arguments)],
         input=b"".join(
-            v.contiguous().numpy().tobytes()
-            for v in (stored(x), stored(dy), gamma, beta)
+            v.contiguous().numpy().tobytes() for v in (stored(x), stored(dy), gamma, beta)
         ),
         capture_output=True,
         check=True,
@@ -181,9 +178,7 @@ def test_the_jumps_of_the_derivatives():
     for activation, z in [("relu", (0, 0)), ("hard_swish", (-3, 3))]:
         tensors = x, dy, gamma, torch.tensor(z, dtype=torch.float64)
         expected = autograd(
-            lambda x, gamma, beta, a=activation: forward(
-                x, gamma, beta, "instance", a, 0
-            ),
+            lambda x, gamma, beta, a=activation: forward(x, gamma, beta, "instance", a, 0),
             *tensors,
         )
         assert_same(reference(*tensors, "instance", activation=activation), expected)

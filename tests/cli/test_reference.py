@@ -118,9 +118,7 @@ def test_correction_is_that_of_torch_var(cli):
     x, gamma, beta = make((2, 6, 5))
     blocks = x.reshape(2, 3, -1)
     mean, var = blocks.mean(-1, keepdim=True), blocks.var(-1, keepdim=True)
-    expected = affine(
-        ((blocks - mean) / torch.sqrt(var + EPS)).reshape(x.shape), gamma, beta
-    )
+    expected = affine(((blocks - mean) / torch.sqrt(var + EPS)).reshape(x.shape), gamma, beta)
     assert_same(run(cli, x, gamma, beta, "--groups", 3, "--correction", 1), expected)
 
 

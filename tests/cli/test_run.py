@@ -159,9 +159,7 @@ def test_bytes_after_the_array_are_ignored_as_by_numpy(cli):
 
 @pytest.mark.parametrize("shape", [(0, 4, 3), (2, 4, 0), (2, 0, 3)])
 def test_empty_tensors(cli, shape):
-    y = cli.normalize(
-        numpy.zeros(shape, "float32"), "--norm", "layer", "--stats", "s.npy"
-    )
+    y = cli.normalize(numpy.zeros(shape, "float32"), "--norm", "layer", "--stats", "s.npy")
     assert y.shape == shape
     assert cli.load("s.npy").size == 0
 
@@ -178,15 +176,11 @@ def test_threads_and_targets_do_not_change_the_shape_of_things(cli):
 def test_reference_agrees(cli):
     x = data((2, 8, 33), mean=1e3)
     fast = cli.normalize(x, "--groups", 4)
-    out = cli.ok(
-        "run", "x.npy", "--groups", 4, "--reference", "-o", "r.npy", "--stats", "s.npy"
-    )
+    out = cli.ok("run", "x.npy", "--groups", 4, "--reference", "-o", "r.npy", "--stats", "s.npy")
     assert "reference" in out
     assert_close(cli.load("r.npy"), normalize(x, groups=4)[0])
     assert_close(fast, cli.load("r.npy").astype("float64"))
-    numpy.testing.assert_allclose(
-        cli.load("s.npy")[0], normalize(x, groups=4)[1], rtol=1e-14
-    )
+    numpy.testing.assert_allclose(cli.load("s.npy")[0], normalize(x, groups=4)[1], rtol=1e-14)
 
 
 def test_report(cli):
