@@ -1,0 +1,211 @@
+"""The engine on plain CPU tensors: no autograd, no dispatcher."""
+
+import ctypes
+import functools
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _core
+from .._engine import POOL
+
+DTYPES = {
+    torch.float32: "f32",
+    torch.float64: "f64",
+    torch.float16: "f16",
+    torch.bfloat16: "bf16",
+}
+
+
+def _torch_threads() -> _core.Threads:
+    """The workers of torch's OpenMP, so that two pools never fight for the same cores.
+
+    A symbol of libtorch_cpu is looked for in what it depends on: so this is the runtime that torch
+    itself uses. Where torch has none (macOS, Windows), the engine's pool runs as many threads.
+    """
+    names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "omp_in_parallel")
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        loaded = ctypes.CDLL(str(library), mode=os.RTLD_NOLOAD)
+        addresses = [ctypes.cast(getattr(loaded, name), ctypes.c_void_p).value for name in names]
+    except (AttributeError, OSError):
+        return POOL
+    return _core.Threads.openmp(*(address or 0 for address in addresses))
+
+
+THREADS = _torch_threads()
+
+
+def layout(x: Tensor) -> str | None:
+    """How x lies in memory, as the engine calls it; None where it has to be copied first."""
+    if x.is_contiguous():
+        return "channels_first"
+    if x.dim() > 2 and x.movedim(1, -1).is_contiguous():
+        return "channels_last"
+    return None
+
+
+def dense(x: Tensor) -> Tensor:
+    """x, or a contiguous copy where the engine can't take its strides."""
+    return x if layout(x) is not None else x.contiguous()
+
+
+def _like(x: Tensor, other: Tensor) -> Tensor:
+    """other with the strides of x, which is dense."""
+    if other.stride() == x.stride() or (x.is_contiguous() and other.is_contiguous()):
+        return other
+    return torch.empty_like(x).copy_(other)
+
+
+def fits(channels: int, dtype: torch.dtype, *params: tuple[torch.Size, torch.dtype] | None) -> bool:
+    """Whether the engine has the dtypes, and the parameters are vectors of one a channel."""
+    there = [p for p in params if p is not None]
+    if dtype not in DTYPES:
+        return False
+    for shape, param in there:
+        narrow = param is torch.float32 and dtype.itemsize == 2
+        if param is not there[0][1] or not (param is dtype or narrow):
+            return False
+        if len(shape) != 1 or shape[0] != channels:
+            return False
+    return True
+
+
+@functools.lru_cache(maxsize=1024)
+def _find_plan(
+    shape: torch.Size,
+    memory: str,
+    dtype: torch.dtype,
+    weight: tuple[torch.Size, torch.dtype] | None,
+    bias: tuple[torch.Size, torch.dtype] | None,
+    num_groups: int,
+    eps: float,
+    activation: str,
+) -> _core.Plan | None:
+    n, c, *spatial = shape
+    if eps < 0 or not fits(c, dtype, weight, bias):
+        return None
+    data = DTYPES[dtype]
+    param = weight or bias
+    return _core.Plan(
+        n,
+        c,
+        math.prod(spatial),
+        1,
+        c // num_groups,
+        memory,
+        data,
+        DTYPES[param[1]] if param else data,
+        activation,
+        eps,
+    )
+
+
+def find_plan(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    num_groups: int,
+    eps: float,
+    activation: str,
+) -> _core.Plan | None:
+    """The plan of a dense x; None where the engine can't take the dtypes or the parameters."""
+    return _find_plan(
+        x.shape,
+        "channels_first" if x.is_contiguous() else "channels_last",
+        x.dtype,
+        None if weight is None else (weight.shape, weight.dtype),
+        None if bias is None else (bias.shape, bias.dtype),
+        num_groups,
+        eps,
+        activation,
+    )
+
+
+def _plan(*args: Any) -> _core.Plan:
+    plan = find_plan(*args)
+    if plan is None:
+        raise ValueError("weight, bias: must be [C], in the dtype of x or in float32")
+    return plan
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def forward(
+    plan: _core.Plan,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None = None,
+    rstd: Tensor | None = None,
+) -> Tensor:
+    """y, with the strides of x, which is dense."""
+    y = torch.empty_like(x)
+    plan.forward(
+        x.data_ptr(),
+        y.data_ptr(),
+        0 if weight is None else weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        0 if mean is None else mean.data_ptr(),
+        0 if rstd is None else rstd.data_ptr(),
+        THREADS,
+        torch.get_num_threads(),
+    )
+    return y
+
+
+def group_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    num_groups: int,
+    eps: float,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, and mean and rstd [N, G] in float64, whatever the dtype of x."""
+    x = dense(x)
+    mean = x.new_empty((x.shape[0], num_groups), dtype=torch.float64)
+    rstd = torch.empty_like(mean)
+    plan = _plan(x, weight, bias, num_groups, eps, activation)
+    return forward(plan, x, weight, bias, mean, rstd), mean, rstd
+
+
+def group_norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    num_groups: int,
+    eps: float,
+    activation: str,
+    mask: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dx, dweight and dbias; empty ones where the mask does not ask for them."""
+    x = dense(x)
+    dy = _like(x, dy)
+    dx = torch.empty_like(x) if mask[0] else x.new_empty(0)
+    # What an absent parameter's gradient would have been of does not matter: nobody asks for it.
+    dweight = torch.empty_like(weight) if mask[1] and weight is not None else x.new_empty(0)
+    dbias = torch.empty_like(bias) if mask[2] and bias is not None else x.new_empty(0)
+    _plan(x, weight, bias, num_groups, eps, activation).backward(
+        x.data_ptr(),
+        dy.data_ptr(),
+        _address(weight),
+        _address(bias),
+        mean.data_ptr(),
+        rstd.data_ptr(),
+        dx.data_ptr() if mask[0] else 0,
+        dweight.data_ptr() if mask[1] else 0,
+        dbias.data_ptr() if mask[2] else 0,
+        THREADS,
+        torch.get_num_threads(),
+    )
+    return dx, dweight, dbias

@@ -1,0 +1,694 @@
+"""replace_group_norm_, restore_group_norm_ and batch_norm_to_group_norm_.
+
+Models are compared in float64, so that an activation that got lost, doubled or moved to another
+place stands out against rounding by ten orders of magnitude.
+"""
+
+import copy
+import functools
+import hashlib
+import importlib.util
+import inspect
+import math
+import pickle
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import torch.nn.functional as F
+from torch import nn
+
+import groupnorm.torch as gt
+from groupnorm.torch import known_blocks
+from groupnorm.torch.replace import (
+    FusedActivation,
+    batch_norm_to_group_norm_,
+    replace_group_norm_,
+    restore_group_norm_,
+)
+
+ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+    "hard_swish": nn.Hardswish,
+}
+NORMS = {
+    "GroupNorm": lambda: nn.GroupNorm(2, 6),
+    "InstanceNorm2d": lambda: nn.InstanceNorm2d(6, affine=True),
+    "LayerNorm": lambda: nn.LayerNorm([6, 8, 8]),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """The models are small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def randomize(model):
+    generator = torch.Generator().manual_seed(1)
+    model.double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(generator=generator)
+    return model
+
+
+def image(*shape):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(shape or (2, 6, 8, 8), generator=generator, dtype=torch.float64)
+
+
+def assert_close(y, expected):
+    """Each layer adds a few eps of its largest value; a net may triple what comes in."""
+    assert y.shape == expected.shape
+    assert y.dtype == expected.dtype
+    error = (y - expected).abs().max().item()
+    assert error <= 1000 * torch.finfo(y.dtype).eps * (1 + expected.abs().max().item())
+
+
+def structure(model):
+    """All that restoring has to bring back."""
+    return [
+        (name, id(m), type(m), [(k, id(v)) for k, v in m.__dict__.items()], [*m._modules.items()])
+        for name, m in model.named_modules()
+    ]
+
+
+def check(model, *inputs, fused=None, **options):
+    """Replaces, compares, restores, compares; returns the report."""
+    before = structure(model)
+    keys = list(model.state_dict())
+    expected = model(*inputs)
+    report = replace_group_norm_(model, **options)
+    if fused is not None:
+        assert {r.name: r.activation for r in report.replaced if r.activation != "none"} == fused
+    assert list(model.state_dict()) == keys
+    assert_close(model(*inputs), expected)
+    assert restore_group_norm_(model) == [r.name for r in report.replaced]
+    assert structure(model) == before
+    assert torch.equal(model(*inputs), expected)
+    return report
+
+
+def hooked(module):
+    module.register_forward_hook(lambda module, args, y: 2 * y)
+    return module
+
+
+class Twice(nn.Identity):
+    def forward(self, input):
+        return 2 * input
+
+
+class Swish(nn.SiLU):
+    def forward(self, input):
+        return 2 * super().forward(input)
+
+
+class HidesAnActivation(nn.GroupNorm):
+    def forward(self, input):
+        return F.silu(super().forward(input))
+
+
+class Backwards(nn.Sequential):
+    def forward(self, input):
+        for module in reversed(self):
+            input = module(input)
+        return input
+
+
+class Block(nn.Module):
+    """One activation after two norms and on a side value [N, C], as in a diffusion UNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.n1, self.n2 = nn.GroupNorm(2, 6), nn.GroupNorm(3, 6)
+        self.a, self.idle = nn.SiLU(), nn.Identity()
+        self.conv, self.fc = nn.Conv2d(6, 6, 1), nn.Linear(6, 6)
+        self.factor = 1
+
+    def forward(self, x):
+        side = x[:, :, 0, 0]
+        x = self.conv(self.a(self.idle(self.n1(x)))) + self.fc(self.a(side))[:, :, None, None]
+        return self.conv(self.a(self.n2(x) * self.factor))
+
+
+class Subclass(Block):
+    def forward(self, x):
+        return super().forward(x) + self.n1(x)
+
+
+class NormAct(nn.GroupNorm):
+    def __init__(self, act, drop=None):
+        super().__init__(2, 6)
+        self.drop = drop or nn.Identity()
+        self.act = act
+        self.fast = False
+
+    def forward(self, x):
+        x = F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        return self.act(self.drop(x)) + self.fast
+
+
+def sha256(function):
+    return hashlib.sha256(inspect.getsource(function).encode()).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def known(monkeypatch):
+    """Rows for the two classes above."""
+    block = known_blocks.KnownBlock(
+        f"{__name__}.Block",
+        ("0" * 64, sha256(Block.forward)),
+        condition=lambda block: block.factor == 1,
+        fusions=(known_blocks.Fusion(("n1", "n2"), "a", ("idle",), side_rank=2),),
+    )
+    norm = known_blocks.KnownNorm(
+        f"{__name__}.NormAct",
+        (sha256(NormAct.forward),),
+        condition=lambda norm: not norm.fast,
+        activated=True,
+    )
+    monkeypatch.setitem(known_blocks.BLOCKS, block.name, block)
+    monkeypatch.setitem(known_blocks.NORMS, norm.name, norm)
+
+
+def network():
+    norms = (nn.InstanceNorm2d(6, affine=True), nn.GELU(), nn.LayerNorm(8), nn.Hardswish())
+    first = (nn.Conv2d(6, 6, 3, padding=1), nn.GroupNorm(2, 6), nn.ReLU(inplace=True), Block())
+    return randomize(nn.Sequential(*first, nn.Conv2d(6, 6, 1), *norms, nn.GroupNorm(6, 6)))
+
+
+NETWORK = {"1": "relu", "3.n1": "silu", "3.n2": "silu", "5": "gelu", "7": "hard_swish"}
+
+
+# --- Sequences.
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_sequential(norm, activation):
+    act = ACTIVATIONS[activation]()
+    model = randomize(nn.Sequential(nn.Conv2d(3, 6, 1), NORMS[norm](), act, nn.Conv2d(6, 2, 1)))
+    (r,) = check(model, image(2, 3, 8, 8), fused={"1": activation}).replaced
+    assert (r.kind, r.activation_names, r.note) == (norm, ("2",), "")
+    check(model, image(2, 3, 8, 8), fused={}, fuse_activation=False)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_instance_norms(rank):
+    norm = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)[rank - 1](6)
+    model = nn.Sequential(norm, nn.SiLU())
+    for x in (image(2, 6, *[5] * rank), image(6, *[5] * rank)):
+        check(model, x, fused={"0": "silu"})
+    replace_group_norm_(model)
+    assert type(norm) is (gt.InstanceNorm1d, gt.InstanceNorm2d, gt.InstanceNorm3d)[rank - 1]
+
+
+def test_idle_modules_between_norm_and_activation():
+    model = nn.Sequential(nn.GroupNorm(2, 6, affine=False), *[nn.Identity()] * 2, nn.SiLU())
+    check(model, image(), fused={"0": "silu"})
+    replace_group_norm_(model)
+    assert isinstance(model[3], FusedActivation)
+    assert repr(model[3]) == "FusedActivation(SiLU())"
+    assert nn.SiLU not in map(type, model.modules())
+
+
+@pytest.mark.parametrize("between", [Twice(), hooked(nn.Identity()), nn.Dropout(0.0), nn.Mish()])
+def test_something_that_computes_between_norm_and_activation(between):
+    check(randomize(nn.Sequential(nn.GroupNorm(2, 6), between, nn.SiLU())), image(), fused={})
+
+
+@pytest.mark.parametrize("activation", [Swish(), nn.Mish(), nn.PReLU(), hooked(nn.ReLU())])
+def test_only_known_activations_are_fused(activation):
+    check(randomize(nn.Sequential(nn.GroupNorm(2, 6), activation)), image(), fused={})
+
+
+def test_only_exact_sequentials_are_looked_into():
+    check(randomize(Backwards(nn.GroupNorm(2, 6), nn.SiLU())), image(), fused={})
+    model = randomize(nn.Sequential(nn.GroupNorm(2, 6), nn.SiLU()))
+    model.forward = lambda x: model[1](x) + model[0](x)
+    check(model, image(), fused={})
+
+
+def test_shared_modules():
+    act = nn.ReLU()
+    shared = nn.GroupNorm(2, 6)
+    twice = nn.Sequential(nn.GroupNorm(3, 6), act)
+    model = nn.Sequential(
+        *(nn.Sequential(shared, act), twice, nn.Conv2d(6, 6, 1), shared, twice),
+        *(nn.Sequential(nn.GroupNorm(1, 6), act), act),
+    )
+    report = check(randomize(model), image(), fused={"1.0": "relu", "5.0": "relu"})
+    assert [r.name for r in report.replaced] == ["0.0", "1.0", "5.0"]
+    assert report.replaced[0].note == "not fused: a norm is used in several places"
+    replace_group_norm_(model)
+    assert model[6] is act  # a slot is replaced, not the activation
+
+
+# --- Blocks and norms that are known.
+
+
+def test_a_known_block():
+    model = randomize(nn.Sequential(Block(), nn.Conv2d(6, 6, 1), Block()))
+    report = check(model, image(), fused=dict.fromkeys(["0.n1", "0.n2", "2.n1", "2.n2"], "silu"))
+    assert [r.activation_names for r in report.replaced] == [("0.a",)] * 2 + [("2.a",)] * 2
+    assert not any(r.note for r in report.replaced)
+
+
+VERSION = "Block has a version of its forward that is not known"
+SETTINGS = "Block has settings for which its forward is not known"
+SHARED = "a norm is used in several places"
+BETWEEN = "idle may compute something in between"
+OTHER = "another norm of the same activation is not replaced"
+
+
+@pytest.mark.parametrize(
+    ("name", "new", "reason"),
+    [
+        ("forward", lambda b: lambda x: b.n1(x) - b.a(x), VERSION),
+        ("factor", lambda b: 2, SETTINGS),
+        ("n2", lambda b: hooked(b.n2), "a norm has hooks"),
+        ("n2", lambda b: b.n1, SHARED),
+        ("other", lambda b: nn.Sequential(b.n2), SHARED),
+        ("n2", lambda b: HidesAnActivation(2, 6), OTHER),
+        ("n2", lambda b: NormAct(nn.ReLU()), OTHER),
+        ("n2", lambda b: nn.Conv2d(6, 6, 1), OTHER),
+        ("idle", lambda b: Twice(), BETWEEN),
+        ("idle", lambda b: hooked(b.idle), BETWEEN),
+        ("a", lambda b: hooked(b.a), None),
+        ("a", lambda b: nn.Mish(), None),
+    ],
+)
+def test_a_known_block_that_was_changed(name, new, reason):
+    block = Block()
+    setattr(block, name, new(block))
+    fused = {"n2": "relu"} if isinstance(block.n2, NormAct) else {}
+    first = check(randomize(block), image(), fused=fused).replaced[0]
+    assert (first.name, first.note) == ("n1", f"not fused: {reason}" if reason else "")
+
+
+def test_a_norm_of_a_known_block_that_is_filtered_out():
+    report = check(randomize(Block()), image(), fused={}, filter_fn=lambda _, name: name != "n2")
+    assert [r.note for r in report.replaced] == [f"not fused: {OTHER}"]
+
+
+def other_forward(self, x):
+    return self.conv(self.n1(x)) + self.a(x)
+
+
+@functools.wraps(Block.forward)
+def wrapped_forward(self, x):
+    return other_forward(self, x)
+
+
+class Callable:
+    def __get__(self, block, cls):
+        return functools.partial(other_forward, block)
+
+
+@pytest.mark.parametrize(
+    "forward", [other_forward, wrapped_forward, Callable(), eval("lambda s, x: s.n1(x)")]
+)
+def test_a_version_that_is_not_known(monkeypatch, forward):
+    monkeypatch.setattr(Block, "forward", forward)
+    report = check(randomize(Block()), image(), fused={})
+    assert [r.note for r in report.replaced] == [f"not fused: {VERSION}"] * 2
+
+
+def test_other_blocks_are_not_looked_into():
+    report = check(randomize(Subclass()), image(), fused={})
+    assert report.replaced[1].note == "not fused: Subclass is no block that is known"
+
+
+def test_norms_with_their_own_activation(monkeypatch):
+    fast = NormAct(nn.ReLU())
+    fast.fast = True
+    model = nn.Sequential(
+        *(NormAct(nn.ReLU(inplace=True)), NormAct(nn.Mish()), NormAct(nn.Identity()), nn.GELU()),
+        *(NormAct(nn.SiLU()), nn.ReLU(), NormAct(nn.SiLU(), nn.Hardswish()), fast),
+        *(NormAct(hooked(nn.ReLU())), NormAct(nn.ReLU(), hooked(nn.Identity()))),
+    )
+    report = check(randomize(model), image(), fused={"0": "relu", "4": "silu"})
+    (skip,) = report.skipped
+    assert skip.name == "7"
+    assert skip.reason == "a subclass of GroupNorm with settings for which its forward is not known"
+    assert {r.name for r in report.replaced if r.note} == {"1", "6", "8", "9"}
+    assert report.replaced[0].activation_names == ("0.act",)
+    assert report.replaced[1].note == "not fused: its own Identity and Mish"
+    check(model, image(), fused={}, fuse_activation=False)
+    monkeypatch.setattr(NormAct, "forward", lambda self, x: self.act(x))
+    skip = check(model, image()).skipped[0]
+    assert skip.reason == "a subclass of GroupNorm with a version of its forward that is not known"
+
+
+def test_norms_that_are_left_alone():
+    with_forward, with_attribute = nn.GroupNorm(2, 6), nn.GroupNorm(2, 6)
+    with_forward.forward = lambda x: x + 1
+    with_attribute.activation = nn.SiLU()
+    running = nn.InstanceNorm2d(6, track_running_stats=True).eval()
+    norms = (with_forward, with_attribute, running, HidesAnActivation(2, 6))
+    model = randomize(nn.Sequential(*(m for norm in norms for m in (norm, nn.ReLU()))))
+    report = check(model, image(), fused={})
+    assert report.replaced == []
+    assert [(s.name, s.reason) for s in report.skipped] == [
+        ("0", "has a forward of its own, set on the instance"),
+        ("2", "has an attribute 'activation' of its own"),
+        ("4", "tracks running statistics"),
+        ("6", "a subclass of GroupNorm that may compute something else"),
+    ]
+
+
+# --- What is kept.
+
+
+def test_replaced_modules_stay_the_same_objects():
+    norm = nn.GroupNorm(2, 6, eps=0.25).eval()
+    norm.own = "mine"
+    weight, bias = norm.weight, norm.bias
+    replace_group_norm_(model := nn.Sequential(norm))
+    assert type(norm) is gt.GroupNorm
+    assert (model[0], norm.weight, norm.bias) == (norm, weight, bias)
+    assert (norm.num_groups, norm.eps, norm.training, norm.own) == (2, 0.25, False, "mine")
+
+
+def test_the_model_itself_is_the_norm():
+    report = check(randomize(nn.GroupNorm(3, 6)), image(), fused={})
+    assert str(report).endswith("replaced  (the model)  GroupNorm")
+    own = check(randomize(NormAct(nn.ReLU())), image(), fused={"": "relu"})
+    assert own.replaced[0].activation_names == ("act",)
+
+
+@pytest.mark.parametrize("index", [1, 2])
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
+def test_hooks_are_kept_and_prevent_fusion(kind, index):
+    calls = []
+    model = randomize(nn.Sequential(nn.Conv2d(6, 6, 1), nn.GroupNorm(2, 6), nn.SiLU()))
+    for module in (model[0], model[index]):
+        getattr(module, f"register_{kind}_hook")(lambda module, *_: calls.append(module))
+    replace_group_norm_(model)
+    assert (type(model[1]), type(model[2])) == (gt.GroupNorm, nn.SiLU)
+    model(image().requires_grad_()).sum().backward()
+    assert set(calls) == {model[0], model[index]}
+
+
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_work_and_can_be_restored(way):
+    model = network()
+    expected = model(image())
+    replace_group_norm_(model)
+    other = way(model)
+    assert torch.equal(other(image()), model(image()))
+    assert repr(other) == repr(model)
+    assert restore_group_norm_(other) == ["1", "3.n1", "3.n2", "5", "7", "9"]
+    assert repr(other) == repr(network())
+    assert torch.equal(other(image()), expected)
+    assert_close(model(image()), expected)  # the original is as it was
+    assert type(model[1]) is gt.GroupNorm
+
+
+def test_state_dicts_go_both_ways():
+    model, other = network(), network()
+    replace_group_norm_(model)
+    for source, target in ((model, other), (other, model)):
+        with torch.no_grad():
+            for p in source.parameters():
+                p.mul_(0.5)
+        target.load_state_dict(source.state_dict())
+        assert_close(model(image()), other(image()))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_training_has_the_same_gradients(memory_format):
+    model = network().to(memory_format=memory_format)
+    other = copy.deepcopy(model)
+    assert {r.name: r.activation for r in replace_group_norm_(other).replaced} == {
+        **NETWORK,
+        "9": "none",
+    }
+    gradients = []
+    for net in (model, other):
+        x = image().to(memory_format=memory_format).requires_grad_()
+        net(x).square().sum().backward()
+        gradients.append([x.grad, *(p.grad for p in net.parameters())])
+    for expected, gradient in zip(*gradients, strict=True):
+        assert_close(gradient, expected)
+
+
+def test_a_mode_set_after_replacing_reaches_a_restored_activation():
+    model = nn.Sequential(nn.GroupNorm(2, 6), nn.SiLU())
+    replace_group_norm_(model)
+    model.eval()
+    restore_group_norm_(model)
+    assert not any(m.training for m in model.modules())
+
+
+def test_parametrizations():
+    class Double(nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    model = randomize(nn.Sequential(nn.GroupNorm(2, 6), nn.SiLU(), nn.GroupNorm(2, 6), nn.SiLU()))
+    nn.utils.parametrize.register_parametrization(model[0], "weight", Double())
+    report = check(model, image(), fused={"2": "silu"})
+    assert [s.name for s in report.skipped] == ["0"]
+    expected = model(image())
+    replace_group_norm_(model)
+    nn.utils.parametrize.register_parametrization(model[2], "weight", Double())
+    parametrized = model(image())
+    with pytest.raises(ValueError, match=r"2 must have the class.*parametrizations"):
+        restore_group_norm_(model)
+    assert torch.equal(model(image()), parametrized)
+    nn.utils.parametrize.remove_parametrizations(model[2], "weight", leave_parametrized=False)
+    restore_group_norm_(model)
+    assert_close(model(image()), expected)
+
+
+# --- Arguments, reports, restoring.
+
+
+def test_filter():
+    model = network()
+    seen = {}
+    filter_fn = lambda module, name: seen.update({name: module}) or name != "1"
+    report = replace_group_norm_(model, filter_fn=filter_fn)
+    assert list(seen) == ["1", "3.n1", "3.n2", "5", "7", "9"]
+    assert all(model.get_submodule(name) is module for name, module in seen.items())
+    assert [(s.name, s.reason) for s in report.skipped] == [("1", "filter_fn said no")]
+    assert (type(model[1]), type(model[2])) == (nn.GroupNorm, nn.ReLU)
+
+
+@pytest.mark.parametrize("include", [("group",), {"instance"}, ["layer", "group"], ()])
+def test_include(include):
+    report = replace_group_norm_(network(), include=include)
+    kinds = {"group": "GroupNorm", "instance": "InstanceNorm2d", "layer": "LayerNorm"}
+    assert {r.kind for r in report.replaced} == {kinds[i] for i in include}
+    assert report.skipped == []
+
+
+@pytest.mark.parametrize("function", [replace_group_norm_, batch_norm_to_group_norm_])
+def test_wrong_arguments(function):
+    with pytest.raises(TypeError, match=r"^model: must be a torch\.nn\.Module; got int$"):
+        function(7)
+    with pytest.raises(TypeError, match=r"^filter_fn: must be None or a function; got str$"):
+        function(network(), filter_fn="norm")
+    model = nn.Sequential(*(m for _ in range(3) for m in (nn.GroupNorm(2, 6), nn.BatchNorm2d(6))))
+    before = structure(model)
+    with pytest.raises(ZeroDivisionError):
+        function(model, filter_fn=lambda _, name: 1 / (int(name) < 4))
+    assert structure(model) == before
+
+
+def test_wrong_arguments_of_each():
+    model = network()
+    for include in ("group", ["batch"]):
+        with pytest.raises(ValueError, match=r"^include: must be a collection of group, .*; got "):
+            replace_group_norm_(model, include=include)
+    with pytest.raises(TypeError, match=r"^model: must be a torch\.nn\.Module; got str$"):
+        restore_group_norm_("model")
+    with pytest.raises(ValueError, match=r"^num_groups: must be at least 1; got 0$"):
+        batch_norm_to_group_norm_(model, 0)
+    for num_groups in (2.0, True):
+        with pytest.raises(TypeError, match=rf"^num_groups: must be an int; got {num_groups}$"):
+            batch_norm_to_group_norm_(model, num_groups)
+    assert type(model[1]) is nn.GroupNorm
+
+
+def test_the_report_reads_well():
+    last = nn.Sequential(hooked(nn.GroupNorm(2, 6)), nn.SiLU())
+    norms = (nn.GroupNorm(2, 6), nn.SiLU(), HidesAnActivation(2, 6), nn.LayerNorm(8))
+    assert str(replace_group_norm_(nn.Sequential(*norms, last))) == (
+        "3 replaced (1 with an activation), 1 skipped\n"
+        "  replaced  0  GroupNorm + silu\n"
+        "  replaced  3  LayerNorm\n"
+        "  replaced  4.0  GroupNorm  (not fused: a norm has hooks)\n"
+        "  skipped   2  HidesAnActivation  "
+        "(a subclass of GroupNorm that may compute something else)"
+    )
+
+
+def test_what_is_ours_already_is_left_alone():
+    model = nn.Sequential(gt.GroupNorm(2, 6, activation="silu"), *network())
+    replace_group_norm_(model)
+    before = structure(model)
+    report = replace_group_norm_(model)
+    assert report.replaced == []
+    assert {s.reason for s in report.skipped} == {"is of groupnorm.torch already"}
+    assert structure(model) == before
+    assert len(restore_group_norm_(model)) == 6
+    assert (type(model[0]), model[0].activation) == (gt.GroupNorm, "silu")
+    assert restore_group_norm_(model) == []
+
+
+def test_a_part_without_the_activation_is_not_restored():
+    model = randomize(Block())
+    expected = replace_group_norm_(model) and model(image())
+    part = nn.ModuleDict({"n1": model.n1, "n2": model.n2})
+    for module, name in ((model.n1, "the norm"), (part, "n1")):
+        with pytest.raises(ValueError, match=f"model: must hold the activation that {name} took"):
+            restore_group_norm_(module)
+    assert torch.equal(model(image()), expected)
+    part["a"] = model.a
+    assert restore_group_norm_(part) == ["n1", "n2"]
+
+
+# --- Batch norms.
+
+
+@pytest.mark.parametrize(
+    ("cls", "rank"),
+    [(nn.BatchNorm1d, 1), (nn.BatchNorm2d, 2), (nn.BatchNorm3d, 3), (nn.SyncBatchNorm, 2)],
+)
+def test_batch_norms_become_group_norms(cls, rank):
+    model = randomize(nn.Sequential(cls(12, eps=0.5), nn.ReLU())).eval()
+    norm, weight, bias = model[0], model[0].weight, model[0].bias
+    calls = []
+    hook = norm.register_forward_hook(lambda *_: calls.append(1))
+    report = batch_norm_to_group_norm_(model, 8)
+    x = image(3, 12, *[3] * rank)
+    assert_close(model(x), F.relu(F.group_norm(x, math.gcd(8, 12), weight, bias, 0.5)))
+    assert (model[0], type(norm), norm.weight, norm.bias) == (norm, gt.GroupNorm, weight, bias)
+    assert not norm.training
+    assert calls == [1]
+    assert list(model.state_dict()) == ["0.weight", "0.bias"]
+    made = gt.GroupNorm(4, 12, 0.5)
+    assert norm.__dict__.keys() == made.__dict__.keys()
+    assert repr(norm) == repr(made)
+    assert str(report).endswith(f"  replaced  0  {cls.__name__}  (4 groups of 3 channels)")
+    hook.remove()
+    made.double().load_state_dict(norm.state_dict())
+    assert torch.equal(pickle.loads(pickle.dumps(norm))(x), made(x))
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(64, 32), (48, 16), (7, 1), (32, 32), (96, 32)])
+def test_groups_divide_any_channel_count(channels, groups):
+    norm = nn.BatchNorm2d(channels)
+    batch_norm_to_group_norm_(norm)  # the model itself
+    assert (type(norm), norm.num_groups, norm.num_channels) == (gt.GroupNorm, groups, channels)
+
+
+def test_batch_norm_variants():
+    class Activated(nn.BatchNorm2d):
+        pass
+
+    plain = nn.BatchNorm2d(6, track_running_stats=False, affine=False)
+    norms = (plain, nn.BatchNorm1d(6), nn.LazyBatchNorm2d(), Activated(6), nn.BatchNorm2d(6))
+    model = nn.Sequential(*norms)
+    report = batch_norm_to_group_norm_(model, 6, filter_fn=lambda _, name: name != "4")
+    assert [r.name for r in report.replaced] == ["0", "1"]
+    assert [(s.name, s.reason) for s in report.skipped] == [
+        ("2", "a subclass that may compute something else"),
+        ("3", "a subclass that may compute something else"),
+        ("4", "filter_fn said no"),
+    ]
+    assert report.replaced[1].note == "6 groups of 1 channels: an input [N, C] becomes bias"
+    assert torch.equal(model[1](torch.randn(3, 6)), model[1].bias.expand(3, 6))
+    assert type(model[4]) is nn.BatchNorm2d
+
+
+# --- Models of other packages, where they are installed.
+
+
+@functools.cache
+def bench_models():
+    path = Path(__file__).parents[2] / "bench" / "models.py"
+    spec = importlib.util.spec_from_file_location("bench_models", path)
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def third_party(name):
+    models = bench_models()
+    try:
+        return models._import(name.partition(".")[0], name)
+    except models.Missing as missing:
+        pytest.skip(f"it {missing}")
+
+
+def check_third_party(model, x, run=nn.Module.__call__):
+    """The names of the norms that are fused, and of the others."""
+    with torch.no_grad():
+        expected = run(model, x)
+        report = replace_group_norm_(model)
+        assert_close(run(model, x), expected)
+        restore_group_norm_(model)
+        assert torch.equal(run(model, x), expected)
+    assert {s.kind for s in report.skipped} <= {"LayerNorm2d"}  # of poolformer
+    fused = {r.name for r in report.replaced if r.activation != "none"}
+    return fused, {r.name for r in report.replaced} - fused
+
+
+@pytest.mark.parametrize("shift", ["default", "scale_shift"])
+def test_diffusers_unet(shift):
+    model = third_party("diffusers.models.unets.unet_2d").UNet2DModel(
+        block_out_channels=(32, 64),
+        norm_num_groups=8,
+        layers_per_block=1,
+        resnet_time_scale_shift=shift,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
+    run = lambda model, x: model(x, 7).sample
+    fused, plain = check_third_party(model.double(), image(2, 3, 16, 16), run)
+    resnets = {name for name in fused | plain if "resnets" in name}
+    assert len(resnets) == 16
+    assert fused == {"conv_norm_out"} | (resnets if shift == "default" else set())
+
+
+def test_diffusers_autoencoder():
+    model = third_party("diffusers.models.autoencoders.autoencoder_kl").AutoencoderKL(
+        block_out_channels=(32, 64),
+        norm_num_groups=8,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+    )
+    run = lambda model, x: model(x).sample
+    fused, plain = check_third_party(model.double(), image(1, 3, 16, 16), run)
+    assert {"encoder.conv_norm_out", "decoder.conv_norm_out"} < fused
+    assert all("attentions" in name for name in plain)
+
+
+def test_monai_segresnet():
+    model = third_party("monai.networks.nets.segresnet").SegResNet(init_filters=8)
+    fused, plain = check_third_party(randomize(model), image(1, 1, 16, 16, 16))
+    assert (len(fused), plain) == (25, set())
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [("resnet50_gn", (33, 20)), ("resnetv2_50d_gn", (51, 0)), ("poolformer_s12", (0, 24))],
+)
+def test_timm(name, counts):
+    model = randomize(third_party("timm").create_model(name)).eval()
+    fused, plain = check_third_party(model, image(1, 3, 64, 64))
+    assert (len(fused), len(plain)) == counts
