@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 
-import groupnorm
 import norms
 import numpy
 import numpy_norms
 import pytest
+
+import groupnorm
 from groupnorm._cli import bench, files, main, oracle, report
 
 LAYOUTS = norms.LAYOUTS

@@ -13,13 +13,14 @@ import tracemalloc
 import warnings
 from typing import Any
 
-import groupnorm
 import norms
 import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from norms import ACTIVATIONS, EPS32, LAYOUTS, assert_near, exact, normal, other_layout
+
+import groupnorm
 
 DTYPES = norms.dtypes()
 SHAPES = [(5, 12), (3, 12, 7), (2, 12, 5, 6), (2, 6, 3, 4, 5)]

@@ -5,11 +5,12 @@ import pickle
 import re
 from typing import Any
 
-import groupnorm
 import norms
 import numpy
 import pytest
 from norms import EPS32, assert_near, exact, normal
+
+import groupnorm
 
 LAYERS = {
     "group": lambda **o: groupnorm.GroupNormalization(3, 6, **o),
