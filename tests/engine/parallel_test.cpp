@@ -95,6 +95,7 @@ TEST(Pool, WorksAfterFork) {
   const pid_t child = fork();
   ASSERT_GE(child, 0);
   if (child == 0) {
+    alarm(60);
     Counts counts(10);
     for (int again = 0; again < 3; ++again) pool(3).run(pool(3).context, 10, Counts::add, &counts);
     const bool right = counts.of[9].load() == 3;

@@ -4,6 +4,7 @@ import copy
 import io
 import os
 import pickle
+import signal
 import threading
 from functools import partial
 
@@ -293,6 +294,7 @@ def test_a_forked_child_still_answers():
     expected = ours.group_norm(x, 8)
     child = os.fork()
     if child == 0:
+        signal.alarm(60)
         # Not torch.equal: it asks for threads, which OpenMP has lost by the fork.
         same = ours.group_norm(x, 8).numpy().tobytes() == expected.numpy().tobytes()
         os._exit(0 if same else 1)
