@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from . import _core
 from ._arrays import as_integer
-from ._core import __version__
 from ._engine import get_num_threads, set_num_threads
 from ._functional import (
     batch_norm,
@@ -56,6 +55,8 @@ __all__ = [
     "set_num_threads",
     "suggest_groups",
 ]
+
+__version__ = _core.version()
 
 
 class GroupSuggestion(NamedTuple):

@@ -4,6 +4,7 @@
 #include <groupnorm/layers.hpp>
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
@@ -199,7 +200,6 @@ NB_MODULE(_core, module) {
   namespace gp = groupnorm::python;
   using groupnorm::Plan;
   module.doc() = "The engine on addresses. Private: use groupnorm and groupnorm.torch.";
-  module.attr("__version__") = GROUPNORM_VERSION;
 
   nb::class_<gp::Threads>(module, "Threads", "Where calls run: the built-in pool, or OpenMP.")
       .def_static(
@@ -265,6 +265,13 @@ NB_MODULE(_core, module) {
         return std::vector<std::string>(targets.begin(), targets.end());
       },
       "The instruction sets of this machine, best first.");
-  module.def("active_target", &groupnorm::active_target,
-             "What runs; None where GROUPNORM_TARGET names no available target.");
+  module.def(
+      "active_target",
+      []() -> std::optional<std::string> {
+        const char* const target = groupnorm::active_target();
+        return target == nullptr ? std::nullopt : std::optional<std::string>(target);
+      },
+      "What runs; None where GROUPNORM_TARGET names no available target.");
+  module.def(
+      "version", [] { return std::string(GROUPNORM_VERSION); }, "Of this package.");
 }
