@@ -96,13 +96,15 @@ def test_a_large_mean_costs_no_digits(layout, mean):
     assert_close(ours.group_norm(x, 8, weight, bias), x, 8, weight, bias)
 
 
-def test_where_torch_loses_the_result_ours_is_exact():
-    x = channels_last(make((2, 32, 40, 40), mean=1e4))
+@pytest.mark.parametrize("mean", [1e3, 1e4])
+def test_where_torch_loses_the_result_ours_is_exact(mean):
+    x = channels_last(make((2, 32, 40, 40), mean=mean))
     expected, scale = exact(x, 8, None, None)
-    lost = (theirs.group_norm(x, 8).double() - expected).abs() / scale
     kept = (ours.group_norm(x, 8).double() - expected).abs() / scale
+    lost = (theirs.group_norm(x, 8).double() - expected).abs()
     assert kept.max() <= 3 * EPS32
-    assert lost.max() > 1000 * EPS32  # of torch 2.13: if it no longer is, the README is out of date
+    # Of torch 2.13, whose y should stay below 6. If it is right one day, the README is out of date.
+    assert lost.max() > 100
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -219,7 +221,9 @@ def test_other_numbers_fall_back_to_torch():
         assert expected is None or y.device == expected.device
     conjugate = torch.view_as_complex(make((2, 8, 5, 2))).conj().imag
     assert conjugate.is_neg()
-    torch.testing.assert_close(ours.group_norm(conjugate, 4), ours.group_norm(+conjugate, 4))
+    torch.testing.assert_close(
+        ours.group_norm(conjugate, 4), exact(conjugate.resolve_neg(), 4, None, None)[0].float()
+    )
     batched = torch.func.vmap(lambda v: ours.group_norm(v, 4, gn.weight, gn.bias))(
         torch.stack([x, 2 * x])
     )

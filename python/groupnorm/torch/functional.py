@@ -54,8 +54,8 @@ def _normalize(
     if torch._C._are_functorch_transforms_active():
         return None
     if not x.is_contiguous():
-        # Negated lazily: no contiguous tensor is (it is the imaginary part of a conjugate).
-        x = _kernels.dense(x.resolve_neg())
+        # So is none that is negated lazily, the imaginary part of a conjugate; its copy is not.
+        x = _kernels.dense(x)
     plan = _kernels.find_plan(x, weight, bias, num_groups, eps, activation)
     if plan is None:
         return None
