@@ -3,6 +3,7 @@
 #include "gradient.h"
 #include "gradient_columns.h"
 #include "gradient_rows.h"
+#include "gradient_runs.h"
 #include "parallel.h"
 #include "plan.h"
 #include "validate.h"
@@ -123,11 +124,15 @@ class Params {
   }
 
   void add(std::int64_t span, std::int64_t channel, GradientSums* total) const {
+    const GradientSums sums = gradient_.total(span, channel);
+    total->dz += sums.dz;
+    if (gradient_.map.runs) {
+      total->dzx += sums.dzx;
+      return;
+    }
     const std::int64_t groups = spec_.shape.c / spec_.block.channels;
     const std::int64_t row = span * gradient_.map.span_examples / spec_.block.examples;
     const Statistics own = gradient_.statistics(row * groups + channel / spec_.block.channels);
-    const GradientSums sums = gradient_.total(span, channel);
-    total->dz += sums.dz;
     total->dzx += own.rstd * (sums.dzx - split_mean(gradient_.call, own.mean).lo * sums.dz);
   }
 
@@ -162,7 +167,7 @@ void write_nothing(const Spec& spec, const Backward& args) {
 
 std::size_t Plan::backward_workspace_bytes() const noexcept {
   if (schedule_.units == 0) return 0;
-  const detail::SumsMap map(spec_, schedule_);
+  const detail::SumsMap map(spec_, schedule_, kernels_->lanes);
   return static_cast<std::size_t>(map.size()) * sizeof(detail::GradientSums) +
          alignof(detail::GradientSums) - 1;
 }
@@ -187,14 +192,16 @@ Status Plan::backward(const Backward& args, std::span<std::byte> workspace,
   std::size_t room = workspace.size();
   auto* const sums = static_cast<detail::GradientSums*>(
       std::align(alignof(detail::GradientSums), sizeof(detail::GradientSums), aligned, room));
-  const detail::SumsMap map(spec_, schedule_);
+  const detail::SumsMap map(spec_, schedule_, kernels_->lanes);
   const detail::GradientCall gradient{call, args, map, sums};
 
   const std::int64_t bytes = spec_.shape.n * spec_.shape.c * spec_.shape.s * call.element;
   const Executor alone;
   const bool small = bytes < detail::kParallelBytes;
   const Executor& used = small || executor.run == nullptr ? alone : executor;
-  if (schedule_.columns) {
+  if (map.runs) {
+    detail::GradientRuns(gradient).run(used);
+  } else if (schedule_.columns) {
     detail::GradientPass<detail::GradientColumns>(gradient, used).run();
   } else {
     detail::GradientPass<detail::GradientRows>(gradient, used).run();

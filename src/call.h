@@ -46,8 +46,6 @@ struct Call {
   }
 };
 
-inline bool reducible(const Call& call, std::int64_t count) { return count >= call.kernels.lanes; }
-
 // Whether a kernel's m2 can be used: its sums were sound, and no squares underflowed in f32 that an
 // eps as good as 0 would not hide.
 inline bool trusts(const Call& call, double m2, double count) {
@@ -61,22 +59,26 @@ inline Moments trusted(const Call& call, std::int64_t index, std::int64_t count,
   return extreme_moments(call.spec.data, call.x(index), count, 1);
 }
 
-inline Moments run_moments(const Call& call, std::int64_t index, std::int64_t count) {
-  if (!reducible(call, count)) return extreme_moments(call.spec.data, call.x(index), count, 1);
-  Moments moments;
-  call.kernels.reduce_run({call.x(index), count, &moments});
-  return trusted(call, index, count, moments);
+// Of `runs` runs of `count` elements, one behind the other.
+inline void run_moments(const Call& call, std::int64_t index, std::int64_t runs, std::int64_t count,
+                        Moments* moments) {
+  const bool kernel = count >= call.kernels.lanes;
+  if (kernel) call.kernels.reduce_runs({call.x(index), runs, count, moments});
+  for (std::int64_t r = 0; r < runs; ++r) {
+    const std::int64_t at = index + r * count;
+    moments[r] = kernel ? trusted(call, at, count, moments[r])
+                        : extreme_moments(call.spec.data, call.x(at), count, 1);
+  }
 }
 
-// The mean as the compute type holds it, and what is left.
-struct SplitMean {
-  double hi, lo;
-};
+inline Moments run_moments(const Call& call, std::int64_t index, std::int64_t count) {
+  Moments moments;
+  run_moments(call, index, 1, count, &moments);
+  return moments;
+}
+
 inline SplitMean split_mean(const Call& call, double mean) {
-  constexpr double kNan = std::numeric_limits<double>::quiet_NaN();  // see RoundBF16 in simd-inl.h
-  if (std::isnan(mean)) return {kNan, kNan};
-  const double hi = call.compute == 8 ? mean : static_cast<double>(static_cast<float>(mean));
-  return {hi, mean - hi};
+  return call.compute == 8 ? split_mean<double>(mean) : split_mean<float>(mean);
 }
 
 // Up to kMaxLanes numbers of the compute type, with room for a vector behind the last.
@@ -85,7 +87,7 @@ class LaneArray {
   explicit LaneArray(const Call& call) : size_(call.compute) {}
 
   const void* data() const { return bytes_; }
-  void* at(std::int64_t i) { return bytes_ + i * size_; }
+  void* data() { return bytes_; }
 
   void fill(std::int64_t at, std::int64_t count, double value) {
     if (size_ == 8) {
@@ -122,19 +124,15 @@ class Coefficients {
   const void* a() const { return a_.data(); }
   const void* b() const { return b_.data(); }
 
-  // Entries [at, at + count): channels [channel, channel + count) of `example`. May write a vector
-  // past them, so calls go upwards.
-  void make(std::int64_t at, std::int64_t count, std::int64_t example, std::int64_t channel,
-            const Statistics& statistics) {
-    const SplitMean mean = split_mean(call_, statistics.mean);
+  // Of `example`, from `channel` on: `blocks` times `channels`, with statistics [blocks].
+  void make(std::int64_t example, std::int64_t channel, std::int64_t blocks, std::int64_t channels,
+            const Statistics* statistics) {
     const auto kernel = call_.spec.param == call_.spec.data ? call_.kernels.coefficients_same
                                                             : call_.kernels.coefficients_f32;
     kernel({call_.param_at(call_.args.gamma, example, channel),
-            call_.param_at(call_.args.beta, example, channel), count, call_.spec.shape.c - channel,
-            mean.lo, statistics.rstd, a_.at(at), b_.at(at)});
+            call_.param_at(call_.args.beta, example, channel), call_.spec.shape.c - channel,
+            statistics, blocks, channels, mean_.data(), a_.data(), b_.data()});
   }
-
-  void fill_mean(std::int64_t at, std::int64_t count, double mean) { mean_.fill(at, count, mean); }
 
   void repeat(std::int64_t count, std::int64_t copies) {
     for (LaneArray* const array : {&mean_, &a_, &b_}) array->repeat(count, copies);
@@ -142,6 +140,7 @@ class Coefficients {
 
   void spread(const Coefficients& from, std::int64_t first, std::int64_t count,
               std::int64_t length) {
+    mean_.spread(from.mean_, first, count, length);
     a_.spread(from.a_, first, count, length);
     b_.spread(from.b_, first, count, length);
   }

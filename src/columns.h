@@ -45,13 +45,11 @@ class ColumnTiles {
   }
 
   // mean, a and b of the lanes of part.
-  void make_coefficients(const Call& call, Range tile, Range part, std::int64_t example,
-                         const Statistics* statistics, Coefficients* coefficients) const {
-    for_each_block(tile, part, [&](std::int64_t block, Range at) {
-      const Statistics& own = statistics[block];
-      coefficients->make(at.begin, at.size(), example, part.begin + at.begin, own);
-      coefficients->fill_mean(at.begin, at.size(), split_mean(call, own.mean).hi);
-    });
+  void make_coefficients(Range tile, Range part, std::int64_t example, const Statistics* statistics,
+                         Coefficients* coefficients) const {
+    const std::int64_t first = (part.begin - tile.begin) / channels_;
+    const std::int64_t channels = std::min(channels_, part.size());
+    coefficients->make(example, part.begin, part.size() / channels, channels, statistics + first);
   }
 
  private:
@@ -103,12 +101,12 @@ class Columns {
   }
 
   void reduce_by_runs(std::int64_t unit, Range rows, Moments* moments) const {
-    const std::int64_t channels = call_.spec.block.channels;
+    const std::int64_t channels = call_.spec.block.channels, count = blocks(unit);
+    Moments runs[kMaxBlocks];
     for (std::int64_t row = rows.begin; row < rows.end; ++row) {
       const std::int64_t index = row * width() + lanes(unit).begin;
-      for (std::int64_t b = 0; b < blocks(unit); ++b) {
-        moments[b] = merge(moments[b], run_moments(call_, index + b * channels, channels));
-      }
+      run_moments(call_, index, count, channels, runs);
+      for (std::int64_t b = 0; b < count; ++b) moments[b] = merge(moments[b], runs[b]);
     }
   }
 
@@ -144,9 +142,27 @@ class Columns {
     }
   }
 
+  // By the kernel that makes its coefficients on the way: they would serve these few rows alone.
+  void apply_by_runs(Range tile, Range rows, std::int64_t example,
+                     const Statistics* statistics) const {
+    const auto kernel = call_.spec.param == call_.spec.data ? call_.kernels.apply_runs_same
+                                                            : call_.kernels.apply_runs_f32;
+    const std::int64_t channels = call_.spec.block.channels;
+    for (std::int64_t row = rows.begin; row < rows.end; ++row) {
+      const std::int64_t index = row * width() + tile.begin;
+      kernel({call_.x(index), call_.y(index), call_.param_at(call_.args.gamma, example, tile.begin),
+              call_.param_at(call_.args.beta, example, tile.begin), tile.size() / channels,
+              channels, statistics, call_.spec.activation, call_.store});
+    }
+  }
+
   void apply_rows(std::int64_t unit, Range rows, std::int64_t example,
                   const Statistics* statistics) const {
     const Range tile = lanes(unit);
+    if (call_.schedule.by_runs && call_.spec.block.channels >= call_.kernels.lanes &&
+        !tiles_.any_extreme(tile, tile, statistics)) {
+      return apply_by_runs(tile, rows, example, statistics);
+    }
     const std::int64_t merged = rows.size() >= call_.schedule.merged ? call_.schedule.merged : 1;
     const std::int64_t whole = rows.size() / merged;
     Coefficients coefficients(call_);
@@ -157,7 +173,7 @@ class Columns {
         apply_scalar(tile, part, rows, example, statistics);
         continue;
       }
-      tiles_.make_coefficients(call_, tile, part, example, statistics, &coefficients);
+      tiles_.make_coefficients(tile, part, example, statistics, &coefficients);
       coefficients.repeat(part.size(), merged);
       const std::int64_t index = rows.begin * width() + part.begin;
       apply_lanes(coefficients, index, whole, merged, part.size());

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 namespace groupnorm::detail {
 
@@ -49,6 +50,18 @@ inline Moments merge_columns(const double* mean, const double* m2, std::int64_t 
   // log2(columns) bits of 53.
   const double between = std::max(square - sum * shift, 0.0);
   return {rows * columns, first + shift, within + rows * between};
+}
+
+// The mean as the compute type C holds it, and what is left.
+struct SplitMean {
+  double hi, lo;
+};
+template <class C>
+SplitMean split_mean(double mean) {
+  constexpr double kNan = std::numeric_limits<double>::quiet_NaN();  // see RoundBF16 in simd-inl.h
+  if (std::isnan(mean)) return {kNan, kNan};
+  const auto hi = static_cast<double>(static_cast<C>(mean));
+  return {hi, mean - hi};
 }
 
 struct Statistics {

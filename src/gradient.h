@@ -12,33 +12,39 @@
 namespace groupnorm::detail {
 
 // GradientSums of each span, channel and piece. A span is a run of examples whose elements of one
-// channel share mean, rstd, gamma and beta; it is cut into pieces.
+// channel share mean, rstd, gamma and beta; it is cut into pieces. By runs (gradient_runs.h) it is
+// as many examples as stay in the cache, and its sums are already those of dgamma and dbeta.
 struct SumsMap {
   std::int64_t spans;
   std::int64_t span_examples = 1;
   std::int64_t pieces = 1;
   std::int64_t channels;
   bool columns;  // pieces before channels, as the walk writes them
+  bool runs;     // one example and s = 1 make a block: one run of at least `lanes` channels
 
-  SumsMap(const Spec& spec, const Schedule& schedule)
+  SumsMap(const Spec& spec, const Schedule& schedule, std::int64_t lanes)
       : spans(spec.shape.n), channels(spec.shape.c), columns(schedule.columns) {
+    runs = spec.shape.s == 1 && spec.block.examples == 1 && spec.block.channels >= lanes &&
+           spec.param_stride == 0;
+    if (runs) {
+      span_examples = std::max<std::int64_t>(8, kSpanElements / spec.shape.c);
+      spans = ceil_div(spec.shape.n, span_examples);
+      return;
+    }
     if (columns && spec.param_stride == 0) span_examples = spec.block.examples;
     spans /= span_examples;
     const std::int64_t length = spec.shape.s * span_examples;
     if (columns || spec.shape.s > schedule.chunk) pieces = ceil_div(length, schedule.chunk);
   }
 
+  // Of x: with dy, some 256 KB.
+  static constexpr std::int64_t kSpanElements = 32768;
+
   std::int64_t size() const { return spans * channels * pieces; }
   std::int64_t index(std::int64_t span, std::int64_t channel, std::int64_t piece) const {
     return columns ? (span * pieces + piece) * channels + channel
                    : (span * channels + channel) * pieces + piece;
   }
-};
-
-// shift and slope of dx = a * dz + (slope * (x - mean_hi) + shift), the same for a whole block.
-struct GradientTerms {
-  double shift, slope;
-  bool extreme;  // f32 arithmetic could overflow: use extreme.h
 };
 
 struct GradientCall {
@@ -97,8 +103,25 @@ inline bool sound(const GradientSums& sums) {
   return std::isfinite(sums.dz) && std::isfinite(sums.dzx);
 }
 
-// D = sum gamma dz and E = sum gamma dz xhat over a block, in a fixed order; with them
 //   dx = rstd (gamma dz - D / m - xhat E / (m - correction)),   xhat = (x - mean_hi - mean_lo) rstd
+// with D = sum gamma dz and E = rstd sum gamma dz (x - mean) over a block. rstd_d is rstd * D,
+// rstd_e that sum times rstd.
+inline GradientTerms terms_of(const Call& call, const Statistics& statistics, double rstd_d,
+                              double rstd_e) {
+  const Spec& spec = call.spec;
+  const double rstd = statistics.rstd, mean_lo = split_mean(call, statistics.mean).lo;
+  const auto m = static_cast<double>(spec.block.examples * spec.block.channels * spec.shape.s);
+  // In this order no factor leaves the range of double before the product does.
+  const double slope = -rstd * (rstd * rstd_e) / (m - spec.correction);
+  const double shift = (spec.center ? -rstd_d / m : 0) - slope * mean_lo;
+  // A slope that f32 holds with few digits loses them all over the block.
+  const bool subnormal = slope != 0 && std::fabs(slope) < 0x1p-126;
+  const bool out_of_range =
+      subnormal || std::fabs(slope) >= kExtremeRstd || std::fabs(shift) >= kExtremeRstd;
+  return {shift, slope, statistics.extreme || needs_extreme(spec, out_of_range)};
+}
+
+// The terms of a block from the sums of its channels, added in a fixed order.
 inline GradientTerms block_terms(const GradientCall& gradient, std::int64_t block,
                                  const Statistics& statistics) {
   const Call& call = gradient.call;
@@ -118,16 +141,7 @@ inline GradientTerms block_terms(const GradientCall& gradient, std::int64_t bloc
       e += gamma * (sums.dzx - mean_lo * sums.dz);
     }
   }
-  const double rstd = statistics.rstd;
-  const auto m = static_cast<double>(spec.block.examples * spec.block.channels * spec.shape.s);
-  // In this order no factor leaves the range of double before the product does.
-  const double slope = -rstd * (rstd * (rstd * e)) / (m - spec.correction);
-  const double shift = (spec.center ? -rstd * d / m : 0) - slope * mean_lo;
-  // A slope that f32 holds with few digits loses them all over the block.
-  const bool subnormal = slope != 0 && std::fabs(slope) < 0x1p-126;
-  const bool out_of_range =
-      subnormal || std::fabs(slope) >= kExtremeRstd || std::fabs(shift) >= kExtremeRstd;
-  return {shift, slope, statistics.extreme || needs_extreme(spec, out_of_range)};
+  return terms_of(call, statistics, statistics.rstd * d, statistics.rstd * e);
 }
 
 }  // namespace groupnorm::detail

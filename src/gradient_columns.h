@@ -64,7 +64,7 @@ class GradientColumns {
     Coefficients coefficients(call_);
     for (std::int64_t lane = tile.begin; lane < tile.end; lane += kMaxLanes) {
       const Range part{lane, std::min(lane + kMaxLanes, tile.end)};
-      tiles_.make_coefficients(call_, tile, part, at.example, statistics, &coefficients);
+      tiles_.make_coefficients(tile, part, at.example, statistics, &coefficients);
       f(tile, part, coefficients);
     }
   }

@@ -49,7 +49,7 @@ class GradientRows {
       rows.rows = std::min(kMaxLanes, part.rows - first);
       rows.channel += first;
       rows.index += first * part.length;
-      coefficients.make(0, rows.rows, rows.example, rows.channel, statistics);
+      coefficients.make(rows.example, rows.channel, 1, rows.rows, &statistics);
       f(rows, coefficients);
     }
   }

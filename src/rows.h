@@ -106,7 +106,7 @@ class Rows {
       const bool carried = by_rows(part, *statistics);
       Moments run;
       apply_part(part, *statistics,
-                 carried ? Kernels::Run{call_.x(index), part.size(), &run} : Kernels::Run{});
+                 carried ? Kernels::Runs{call_.x(index), 1, part.size(), &run} : Kernels::Runs{});
       run = carried ? trusted(call_, index, part.size(), run)
                     : run_moments(call_, index, part.size());
       *moments = merge(*moments, run);
@@ -120,7 +120,7 @@ class Rows {
   }
 
   // `next` is reduced too where by_rows says so.
-  void apply_part(const Part& part, const Statistics& statistics, Kernels::Run next) const {
+  void apply_part(const Part& part, const Statistics& statistics, Kernels::Runs next) const {
     if (statistics.extreme || part.size() < call_.kernels.lanes) {
       for (std::int64_t r = 0; r < part.rows; ++r) {
         apply_channel(call_, part.index + r * part.length, part.length, 1, part.example,
@@ -134,24 +134,23 @@ class Rows {
     for (std::int64_t p = 0; p < pieces; ++p) {
       const Range rows = share(p, pieces, part.rows);
       const std::int64_t index = part.index + rows.begin * part.length;
-      coefficients.make(0, rows.size(), part.example, part.channel + rows.begin, statistics);
+      coefficients.make(part.example, part.channel + rows.begin, 1, rows.size(), &statistics);
       if (!by_rows(part, statistics)) {
-        apply_short_rows(coefficients, index, rows.size(), part.length, mean);
+        apply_short_rows(coefficients, index, rows.size(), part.length);
         continue;
       }
       call_.kernels.apply_rows({call_.x(index), call_.y(index), rows.size(), part.length, mean,
                                 coefficients.a(), coefficients.b(), call_.spec.activation,
-                                call_.store, p == 0 ? next : Kernels::Run{}});
+                                call_.store, p == 0 ? next : Kernels::Runs{}});
     }
   }
 
   // Rows shorter than a vector, as rows of lanes that each have their own coefficients.
   void apply_short_rows(const Coefficients& coefficients, std::int64_t index, std::int64_t rows,
-                        std::int64_t length, double mean) const {
+                        std::int64_t length) const {
     Coefficients lanes(call_);
     const std::int64_t elements = rows * length;
     const std::int64_t pieces = ceil_div(elements, kMaxLanes);
-    lanes.fill_mean(0, std::min(elements, kMaxLanes), mean);
     for (std::int64_t p = 0; p < pieces; ++p) {
       const Range some = share(p, pieces, elements);
       lanes.spread(coefficients, some.begin, some.size(), length);

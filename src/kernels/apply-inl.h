@@ -22,15 +22,20 @@ HWY_BEFORE_NAMESPACE();
 namespace groupnorm::detail {
 namespace HWY_NAMESPACE {
 
-// One vector's worth of coefficients.
+// What y needs beside x: one vector of each.
+template <class V>
+struct Affine {
+  V mean, a, b;
+};
+
 template <class Act, class D, class V>
-HWY_INLINE V Normalize(D d, V x, V mean, V a, V b) {
-  return Act::Apply(d, hn::MulAdd(hn::Sub(x, mean), a, b));
+HWY_INLINE V Normalize(D d, V x, const Affine<V>& by) {
+  return Act::Apply(d, hn::MulAdd(hn::Sub(x, by.mean), by.a, by.b));
 }
 
 template <class Act, class D, class V>
-HWY_INLINE Pair<V> Normalize(D d, const Pair<V>& x, V mean, V a, V b) {
-  return {Normalize<Act>(d, x.v0, mean, a, b), Normalize<Act>(d, x.v1, mean, a, b)};
+HWY_INLINE Pair<V> Normalize(D d, const Pair<V>& x, const Pair<Affine<V>>& by) {
+  return {Normalize<Act>(d, x.v0, by.v0), Normalize<Act>(d, x.v1, by.v1)};
 }
 
 // Elements from p to the next address that a whole vector may be streamed to.
@@ -41,24 +46,155 @@ HWY_INLINE std::int64_t ToAligned(D d, const T* p) {
   return past == 0 ? 0 : static_cast<std::int64_t>((bytes - past) / sizeof(T));
 }
 
+// v, with a NaN that rounds to a NaN of T (see RoundBF16).
+template <class T, class D, class V>
+HWY_INLINE V Clean(D d, V v) {
+  if constexpr (!std::is_same_v<T, BF16>) return v;
+  return hn::IfThenElse(hn::IsNaN(v), hn::Set(d, std::numeric_limits<float>::quiet_NaN()), v);
+}
+
+// The rstd of one block as a factor. Its products with an f32 are rounded once, but for 2^-12 ulp:
+// both are cut in halves of 12 bits, whose products are exact (Dekker, "A floating-point technique
+// for extending the available precision", 1971).
+template <class D>
+class Factor {
+  using C = hn::TFromD<D>;
+  using V = hn::Vec<D>;
+
+ public:
+  HWY_INLINE Factor(D d, double value) : upper_(hn::Set(d, static_cast<C>(value))) {
+    if constexpr (sizeof(C) == 4) upper_ = UpperHalf(d, upper_);
+    lower_ = hn::Set(d, static_cast<C>(value - static_cast<double>(hn::GetLane(upper_))));
+  }
+
+  HWY_INLINE V Times(D d, V v) const {
+    if constexpr (sizeof(C) == 8) return hn::Mul(v, upper_);
+    const V upper = UpperHalf(d, v);
+    const V rest = hn::MulAdd(hn::Sub(v, upper), upper_, hn::Mul(v, lower_));
+    return hn::MulAdd(upper, upper_, rest);
+  }
+
+ private:
+  static HWY_INLINE V UpperHalf(D d, V v) {
+    return hn::And(v, hn::BitCast(d, hn::Set(hn::RebindToUnsigned<D>(), 0xFFFFF000U)));
+  }
+
+  V upper_, lower_;
+};
+
+// gamma or beta from entry i on; null stands for `missing`.
+template <class P, class D>
+HWY_INLINE hn::Vec<D> LoadParam(D d, const void* param, std::int64_t i, hn::TFromD<D> missing) {
+  return param == nullptr ? hn::Set(d, missing) : LoadAs(d, static_cast<const P*>(param) + i);
+}
+
+// The coefficients of a row that has one gamma and one beta.
+template <class V>
+class Uniform {
+ public:
+  HWY_INLINE Uniform(V mean, V a, V b) : mean_(mean), a_(a), b_(b) {}
+
+  HWY_INLINE Affine<V> At(std::int64_t) const { return {mean_, a_, b_}; }
+  HWY_INLINE Pair<Affine<V>> PairAt(std::int64_t) const {
+    return {{mean_, a_, b_}, {mean_, a_, b_}};
+  }
+  HWY_INLINE const Uniform& From(std::int64_t) const { return *this; }
+
+ private:
+  V mean_, a_, b_;  // an Affine would be copied through memory
+};
+
+// The coefficients of a row that has one mean and one rstd, and a gamma and a beta for each
+// element.
+template <class T, class P>
+class PerElement {
+  using C = Compute<T>;
+  using D = hn::ScalableTag<C>;
+  using V = hn::Vec<D>;
+
+ public:
+  // gamma and beta from entry `first` on; null stands for 1 and 0.
+  HWY_INLINE PerElement(const void* gamma, const void* beta, std::int64_t first,
+                        const Statistics& statistics)
+      : gamma_(From(gamma, first)), beta_(From(beta, first)), rstd_(D(), statistics.rstd) {
+    const SplitMean mean = split_mean<C>(statistics.mean);
+    mean_hi_ = hn::Set(D(), static_cast<C>(mean.hi));
+    mean_lo_ = hn::Set(D(), static_cast<C>(mean.lo));
+  }
+
+  HWY_INLINE Affine<V> At(std::int64_t i) const {
+    const D d;
+    return Of(LoadParam<P>(d, gamma_, i, C{1}), LoadParam<P>(d, beta_, i, C{0}));
+  }
+  // The same of `left` elements, fewer than a vector holds: nothing is read behind them.
+  HWY_INLINE Affine<V> AtEnd(std::int64_t i, std::int64_t left) const {
+    P gamma[hn::MaxLanes(D())] = {}, beta[hn::MaxLanes(D())] = {};
+    PerElement copy = *this;
+    copy.gamma_ = Copy(gamma_, i, left, gamma);
+    copy.beta_ = Copy(beta_, i, left, beta);
+    return copy.At(0);
+  }
+  HWY_INLINE Pair<Affine<V>> PairAt(std::int64_t i) const {
+    const Pair<V> gamma = ParamPair(gamma_, i, C{1}), beta = ParamPair(beta_, i, C{0});
+    return {Of(gamma.v0, beta.v0), Of(gamma.v1, beta.v1)};
+  }
+  HWY_INLINE PerElement From(std::int64_t i) const {
+    PerElement from = *this;
+    from.gamma_ = From(gamma_, i);
+    from.beta_ = From(beta_, i);
+    return from;
+  }
+
+ private:
+  static HWY_INLINE const P* From(const void* param, std::int64_t i) {
+    return param == nullptr ? nullptr : static_cast<const P*>(param) + i;
+  }
+
+  HWY_INLINE Affine<V> Of(V gamma, V beta) const {
+    const D d;
+    const V a = Clean<T>(d, rstd_.Times(d, gamma));
+    return {mean_hi_, a, Clean<T>(d, hn::NegMulAdd(mean_lo_, a, beta))};
+  }
+
+  static HWY_INLINE const P* Copy(const P* param, std::int64_t i, std::int64_t count, P* to) {
+    if (param == nullptr) return nullptr;
+    std::copy_n(param + i, count, to);
+    return to;
+  }
+
+  static HWY_INLINE Pair<V> ParamPair(const P* param, std::int64_t i, C missing) {
+    const D d;
+    if (param == nullptr) return {hn::Set(d, missing), hn::Set(d, missing)};
+    if constexpr (std::is_same_v<P, T>) return LoadPair(d, param + i);
+    if constexpr (!std::is_same_v<P, T>) return LoadForPair<T>(d, param + i);
+  }
+
+  const P* gamma_;
+  const P* beta_;
+  Factor<D> rstd_;
+  V mean_hi_, mean_lo_;
+};
+
 // Stands in for RunSums where there is nothing to reduce beside an apply.
 struct NoSums {
   HWY_INLINE bool Step() { return false; }
 };
 
-template <class T, class Act, Store kStore, class D, class V, class Sums>
-HWY_INLINE void ApplyRow(D d, const T* x, T* y, std::int64_t count, V mean, V a, V b, Sums& sums) {
+template <class T, class Act, Store kStore, class D, class Terms, class Sums>
+HWY_INLINE void ApplyRow(D d, const T* x, T* y, std::int64_t count, const Terms& terms,
+                         Sums& sums) {
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
   const auto four = [&](std::int64_t i) HWY_ATTR {
     const auto near = LoadPair(d, x + i), far = LoadPair(d, x + i + 2 * lanes);
-    StorePair<kStore>(d, Normalize<Act>(d, near, mean, a, b), y + i);
-    StorePair<kStore>(d, Normalize<Act>(d, far, mean, a, b), y + i + 2 * lanes);
+    StorePair<kStore>(d, Normalize<Act>(d, near, terms.PairAt(i)), y + i);
+    StorePair<kStore>(d, Normalize<Act>(d, far, terms.PairAt(i + 2 * lanes)), y + i + 2 * lanes);
     sums.Step();
   };
   if constexpr (kStore == Store::streaming) {
     const auto cached = [&](std::int64_t begin, std::int64_t end) HWY_ATTR {
       if (begin == end) return;
-      ApplyRow<T, Act, Store::cached>(d, x + begin, y + begin, end - begin, mean, a, b, sums);
+      ApplyRow<T, Act, Store::cached>(d, x + begin, y + begin, end - begin, terms.From(begin),
+                                      sums);
     };
     const Range lines = StreamedLines(y, count, lanes, 4 * lanes);
     cached(0, lines.begin);
@@ -69,9 +205,10 @@ HWY_INLINE void ApplyRow(D d, const T* x, T* y, std::int64_t count, V mean, V a,
   std::int64_t i = 0;
   for (; i + 4 * lanes <= count; i += 4 * lanes) four(i);
   for (; i + lanes <= count; i += lanes) {
-    StoreAs<Store::cached>(d, Normalize<Act>(d, LoadAs(d, x + i), mean, a, b), y + i);
+    StoreAs<Store::cached>(d, Normalize<Act>(d, LoadAs(d, x + i), terms.At(i)), y + i);
   }
-  if (i < count) StoreAs<Store::cached>(d, Normalize<Act>(d, last, mean, a, b), y + count - lanes);
+  if (i == count) return;
+  StoreAs<Store::cached>(d, Normalize<Act>(d, last, terms.At(count - lanes)), y + count - lanes);
 }
 
 template <class T>
@@ -97,8 +234,24 @@ struct RowsOf {
     const C* const b = static_cast<const C*>(args.b);
     for (std::int64_t r = 0; r < args.rows; ++r) {
       const std::int64_t at = r * args.length;
+      const Uniform terms(mean, hn::Set(d, a[r]), hn::Set(d, b[r]));
       ApplyRow<T, Act, kStore>(d, static_cast<const T*>(args.x) + at, static_cast<T*>(args.y) + at,
-                               args.length, mean, hn::Set(d, a[r]), hn::Set(d, b[r]), sums);
+                               args.length, terms, sums);
+    }
+  }
+};
+
+template <class T, class P>
+struct RunsOf {
+  template <class Act, Store kStore>
+  static void Run(const Kernels::ApplyRuns& args) {
+    const hn::ScalableTag<Compute<T>> d;
+    NoSums none;
+    for (std::int64_t r = 0; r < args.runs; ++r) {
+      const std::int64_t at = r * args.count;
+      const PerElement<T, P> terms(args.gamma, args.beta, at, args.statistics[r]);
+      ApplyRow<T, Act, kStore>(d, static_cast<const T*>(args.x) + at, static_cast<T*>(args.y) + at,
+                               args.count, terms, none);
     }
   }
 };
@@ -108,6 +261,7 @@ template <class T, class Act, Store kStore, std::int64_t kRows>
 HWY_INLINE void ApplyBand(const Kernels::ApplyLanes& args, const T* x, T* y) {
   using C = Compute<T>;
   const hn::ScalableTag<C> d;
+  using V = hn::Vec<decltype(d)>;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
   const C* const mean = static_cast<const C*>(args.mean);
   const C* const a = static_cast<const C*>(args.a);
@@ -127,26 +281,24 @@ HWY_INLINE void ApplyBand(const Kernels::ApplyLanes& args, const T* x, T* y) {
     const auto vm = LoadForPair<T>(d, mean + i);
     const auto va = LoadForPair<T>(d, a + i);
     const auto vb = LoadForPair<T>(d, b + i);
+    const Pair<Affine<V>> by{{vm.v0, va.v0, vb.v0}, {vm.v1, va.v1, vb.v1}};
     for (std::int64_t r = 0; r < kRows; ++r) {
       const std::int64_t at = r * stride + i;
-      const auto [v0, v1] = LoadPair(d, x + at);
-      const Pair<decltype(v0)> both{Normalize<Act>(d, v0, vm.v0, va.v0, vb.v0),
-                                    Normalize<Act>(d, v1, vm.v1, va.v1, vb.v1)};
-      StorePair<kStore>(d, both, y + at);
+      StorePair<kStore>(d, Normalize<Act>(d, LoadPair(d, x + at), by), y + at);
     }
   }
+  const auto at_lane = [&](std::int64_t lane) HWY_ATTR {
+    return Affine<V>{hn::LoadU(d, mean + lane), hn::LoadU(d, a + lane), hn::LoadU(d, b + lane)};
+  };
   for (; i <= last; i += lanes) {
-    const auto vm = hn::LoadU(d, mean + i);
-    const auto va = hn::LoadU(d, a + i);
-    const auto vb = hn::LoadU(d, b + i);
+    const auto by = at_lane(i);
     for (std::int64_t r = 0; r < kRows; ++r) {
       const std::int64_t at = r * stride + i;
-      StoreAs<Store::cached>(d, Normalize<Act>(d, LoadAs(d, x + at), vm, va, vb), y + at);
+      StoreAs<Store::cached>(d, Normalize<Act>(d, LoadAs(d, x + at), by), y + at);
     }
   }
   for (std::int64_t r = 0; partial && r < kRows; ++r) {
-    const auto end = Normalize<Act>(d, hn::Load(d, ends + r * lanes), hn::LoadU(d, mean + last),
-                                    hn::LoadU(d, a + last), hn::LoadU(d, b + last));
+    const auto end = Normalize<Act>(d, hn::Load(d, ends + r * lanes), at_lane(last));
     StoreAs<Store::cached>(d, end, y + r * stride + last);
   }
 }
@@ -205,55 +357,36 @@ void ApplyLanes(const Kernels::ApplyLanes& args) {
   }
 }
 
-template <class C, class DD, class DC>
-HWY_INLINE hn::Vec<DD> ToDouble(DD dd, DC, hn::Vec<DC> v) {
-  if constexpr (std::is_same_v<C, double>) {
-    return v;
+template <class T, class P>
+void ApplyRuns(const Kernels::ApplyRuns& args) {
+  if (args.store == Store::streaming) {
+    DispatchActivation<RunsOf<T, P>, Store::streaming>(args);
+    hwy::FlushStream();
   } else {
-    return hn::PromoteTo(dd, v);
+    DispatchActivation<RunsOf<T, P>, Store::cached>(args);
   }
-}
-
-template <class C, class DD, class DC>
-HWY_INLINE hn::Vec<DC> FromDouble(DD, DC dc, hn::Vec<DD> v) {
-  if constexpr (std::is_same_v<C, double>) {
-    return v;
-  } else {
-    return hn::DemoteTo(dc, v);
-  }
-}
-
-// v, with a NaN that rounds to a NaN of T (see RoundBF16).
-template <class T, class D, class V>
-HWY_INLINE V Clean(D d, V v) {
-  if constexpr (!std::is_same_v<T, BF16>) return v;
-  return hn::IfThenElse(hn::IsNaN(v), hn::Set(d, std::numeric_limits<float>::quiet_NaN()), v);
 }
 
 // T: the data's storage dtype, which sets the compute type; P: that of gamma and beta.
 template <class T, class P>
 void Coefficients(const Kernels::Coefficients& args) {
   using C = Compute<T>;
-  const hn::ScalableTag<double> dd;
-  const hn::Rebind<C, decltype(dd)> dc;
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(dd));
-  const auto rstd = hn::Set(dd, args.rstd);
-  const auto mean_lo = hn::Set(dd, args.mean_lo);
-  for (std::int64_t i = 0; i < args.count; i += lanes) {
-    const std::int64_t readable = std::min(lanes, args.readable - i);
-    const auto param = [&](const void* data, C missing) HWY_ATTR {
-      if (data == nullptr) return hn::Set(dd, static_cast<double>(missing));
-      const P* const p = static_cast<const P*>(data) + i;
-      if (readable == lanes) return ToDouble<C>(dd, dc, LoadAs(dc, p));
-      P buffer[hn::MaxLanes(dd)] = {};
-      std::memcpy(buffer, p, static_cast<std::size_t>(readable) * sizeof(P));
-      return ToDouble<C>(dd, dc, LoadAs(dc, buffer));
-    };
-    const auto a = Clean<T>(dc, FromDouble<C>(dd, dc, hn::Mul(rstd, param(args.gamma, C{1}))));
-    const auto shift = hn::Mul(mean_lo, ToDouble<C>(dd, dc, a));
-    const auto b = Clean<T>(dc, FromDouble<C>(dd, dc, hn::Sub(param(args.beta, C{0}), shift)));
-    hn::StoreU(a, dc, static_cast<C*>(args.a) + i);
-    hn::StoreU(b, dc, static_cast<C*>(args.b) + i);
+  const hn::ScalableTag<C> d;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  C* const mean = static_cast<C*>(args.mean);
+  C* const a = static_cast<C*>(args.a);
+  C* const b = static_cast<C*>(args.b);
+  const std::int64_t channels = args.channels, readable = args.readable;
+  for (std::int64_t block = 0; block < args.blocks; ++block) {
+    const PerElement<T, P> terms(args.gamma, args.beta, 0, args.statistics[block]);
+    const std::int64_t end = (block + 1) * channels;
+    for (std::int64_t i = end - channels; i < end; i += lanes) {
+      const std::int64_t left = readable - i;
+      const auto by = left < lanes ? terms.AtEnd(i, left) : terms.At(i);
+      hn::StoreU(by.mean, d, mean + i);
+      hn::StoreU(by.a, d, a + i);
+      hn::StoreU(by.b, d, b + i);
+    }
   }
 }
 

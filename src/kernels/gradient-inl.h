@@ -30,8 +30,9 @@ HWY_INLINE V Dz(D d, V d_mean, V dy, V a, V b) {
 }
 
 template <class Act, class D, class V>
-HWY_INLINE V Dx(D d, V d_mean, V dy, V a, V b, V shift, V slope) {
-  return hn::MulAdd(a, Dz<Act>(d, d_mean, dy, a, b), hn::MulAdd(slope, d_mean, shift));
+HWY_INLINE V Dx(D d, V x, V dy, const Affine<V>& by, V shift, V slope) {
+  const V d_mean = hn::Sub(x, by.mean);
+  return hn::MulAdd(by.a, Dz<Act>(d, d_mean, dy, by.a, by.b), hn::MulAdd(slope, d_mean, shift));
 }
 
 // The sums of one row, in four chains each.
@@ -75,6 +76,47 @@ class RowGradient {
   GradientSums total_{0, 0};
 };
 
+// Of a dz, where every element has its own a; else of dz.
+template <class T, class Act, bool kTimesA, class D, class Terms>
+HWY_INLINE GradientSums SumRow(D d, const T* x, const T* dy, std::int64_t count,
+                               const Terms& terms) {
+  using V = hn::Vec<D>;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  RowGradient<D> sums;
+  const auto dz_of = [&](V d_mean, V g, const Affine<V>& by) HWY_ATTR {
+    const V dz = Dz<Act>(d, d_mean, g, by.a, by.b);
+    return kTimesA ? hn::Mul(dz, by.a) : dz;
+  };
+  std::int64_t i = 0;
+  for (; i + 4 * lanes <= count; i += 4 * lanes) {
+    const auto x0 = LoadPair(d, x + i), x1 = LoadPair(d, x + i + 2 * lanes);
+    const auto g0 = LoadPair(d, dy + i), g1 = LoadPair(d, dy + i + 2 * lanes);
+    const auto by0 = terms.PairAt(i), by1 = terms.PairAt(i + 2 * lanes);
+    const V d0 = hn::Sub(x0.v0, by0.v0.mean), d1 = hn::Sub(x0.v1, by0.v1.mean);
+    const V d2 = hn::Sub(x1.v0, by1.v0.mean), d3 = hn::Sub(x1.v1, by1.v1.mean);
+    sums.template Add<0>(dz_of(d0, g0.v0, by0.v0), d0);
+    sums.template Add<1>(dz_of(d1, g0.v1, by0.v1), d1);
+    sums.template Add<2>(dz_of(d2, g1.v0, by1.v0), d2);
+    sums.template Add<3>(dz_of(d3, g1.v1, by1.v1), d3);
+    sums.Count();
+  }
+  for (; i + lanes <= count; i += lanes) {
+    const auto by = terms.At(i);
+    const V d0 = hn::Sub(LoadAs(d, x + i), by.mean);
+    sums.template Add<0>(dz_of(d0, LoadAs(d, dy + i), by), d0);
+  }
+  if (i < count) {
+    // A vector that ends with the row, the lanes already counted left out.
+    const auto counted = hn::FirstN(d, static_cast<std::size_t>(lanes - (count - i)));
+    const auto by = terms.At(count - lanes);
+    const V d0 = hn::IfThenZeroElse(counted, hn::Sub(LoadAs(d, x + count - lanes), by.mean));
+    const V dz = dz_of(d0, LoadAs(d, dy + count - lanes), by);
+    sums.template Add<1>(hn::IfThenZeroElse(counted, dz), d0);
+  }
+  sums.Fold();
+  return sums.total();
+}
+
 template <class T>
 struct ReduceRowsOf {
   template <class Act, Store>
@@ -83,77 +125,125 @@ struct ReduceRowsOf {
     const hn::ScalableTag<C> d;
     const auto mean = hn::Set(d, static_cast<C>(args.mean));
     for (std::int64_t r = 0; r < args.rows; ++r) {
-      const T* const x = static_cast<const T*>(args.x) + r * args.length;
-      const T* const dy = static_cast<const T*>(args.dy) + r * args.length;
-      const auto a = hn::Set(d, static_cast<const C*>(args.a)[r]);
-      const auto b = hn::Set(d, static_cast<const C*>(args.b)[r]);
-      args.sums[r] = Row<Act>(d, x, dy, args.length, mean, a, b);
+      const std::int64_t at = r * args.length;
+      const Uniform terms(mean, hn::Set(d, static_cast<const C*>(args.a)[r]),
+                          hn::Set(d, static_cast<const C*>(args.b)[r]));
+      args.sums[r] = SumRow<T, Act, false>(d, static_cast<const T*>(args.x) + at,
+                                           static_cast<const T*>(args.dy) + at, args.length, terms);
     }
-  }
-
- private:
-  template <class Act, class D, class V>
-  static HWY_INLINE GradientSums Row(D d, const T* x, const T* dy, std::int64_t count, V mean, V a,
-                                     V b) {
-    const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-    RowGradient<D> sums;
-    std::int64_t i = 0;
-    for (; i + 4 * lanes <= count; i += 4 * lanes) {
-      const auto x0 = LoadPair(d, x + i), x1 = LoadPair(d, x + i + 2 * lanes);
-      const auto g0 = LoadPair(d, dy + i), g1 = LoadPair(d, dy + i + 2 * lanes);
-      const auto d0 = hn::Sub(x0.v0, mean), d1 = hn::Sub(x0.v1, mean);
-      const auto d2 = hn::Sub(x1.v0, mean), d3 = hn::Sub(x1.v1, mean);
-      sums.template Add<0>(Dz<Act>(d, d0, g0.v0, a, b), d0);
-      sums.template Add<1>(Dz<Act>(d, d1, g0.v1, a, b), d1);
-      sums.template Add<2>(Dz<Act>(d, d2, g1.v0, a, b), d2);
-      sums.template Add<3>(Dz<Act>(d, d3, g1.v1, a, b), d3);
-      sums.Count();
-    }
-    for (; i + lanes <= count; i += lanes) {
-      const auto d0 = hn::Sub(LoadAs(d, x + i), mean);
-      sums.template Add<0>(Dz<Act>(d, d0, LoadAs(d, dy + i), a, b), d0);
-    }
-    if (i < count) {
-      // A vector that ends with the row, the lanes already counted left out.
-      const auto counted = hn::FirstN(d, static_cast<std::size_t>(lanes - (count - i)));
-      const auto d0 = hn::IfThenZeroElse(counted, hn::Sub(LoadAs(d, x + count - lanes), mean));
-      const auto dz = Dz<Act>(d, d0, LoadAs(d, dy + count - lanes), a, b);
-      sums.template Add<1>(hn::IfThenZeroElse(counted, dz), d0);
-    }
-    sums.Fold();
-    return sums.total();
   }
 };
 
-// Adds kRows rows to the chains, whose means stand in `pilot`.
-template <std::int64_t kRows, class T, class Act>
-HWY_INLINE void AddGradientBand(const GradientKernels::ReduceLanes& args, std::int64_t row,
-                                ColumnSums<Compute<T>>* sums) {
-  using C = Compute<T>;
-  const hn::ScalableTag<C> d;
-  constexpr std::int64_t kLines = kRows * hn::MaxLanes(d) * sizeof(T) / 64;
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  const T* const x = static_cast<const T*>(args.x) + row * args.stride;
-  const T* const dy = static_cast<const T*>(args.dy) + row * args.stride;
-  auto ahead_x = Ahead<T>::template Of<kRows>(x, args.stride, args.width);
-  auto ahead_dy = Ahead<T>::template Of<kRows>(dy, args.stride, args.width);
-  for (std::int64_t i = 0; i < args.width; i += lanes) {
-    ahead_x.template Fetch<kLines>();
-    ahead_dy.template Fetch<kLines>();
-    const std::int64_t at = std::min(i, args.width - lanes);
-    const auto mean = hn::LoadU(d, static_cast<const C*>(args.mean) + at);
-    const auto a = hn::LoadU(d, static_cast<const C*>(args.a) + at);
-    const auto b = hn::LoadU(d, static_cast<const C*>(args.b) + at);
-    auto dz = hn::Load(d, sums->a + i), dzx = hn::Load(d, sums->q + i);
-    auto band_dz = hn::Zero(d), band_dzx = hn::Zero(d);
-    for (std::int64_t r = 0; r < kRows; ++r) {
-      const auto d_mean = hn::Sub(LoadAs(d, x + r * args.stride + at), mean);
-      const auto v = Dz<Act>(d, d_mean, LoadAs(d, dy + r * args.stride + at), a, b);
-      band_dz = hn::Add(band_dz, v);
-      band_dzx = hn::MulAdd(v, d_mean, band_dzx);
+template <class T, class P>
+struct ReduceGradientRunsOf {
+  template <class Act, Store>
+  static void Run(const GradientKernels::ReduceRuns& args) {
+    const hn::ScalableTag<Compute<T>> d;
+    for (std::int64_t r = 0; r < args.runs; ++r) {
+      const std::int64_t at = r * args.count;
+      const PerElement<T, P> terms(args.gamma, args.beta, at, args.statistics[r]);
+      args.sums[r] = SumRow<T, Act, true>(d, static_cast<const T*>(args.x) + at,
+                                          static_cast<const T*>(args.dy) + at, args.count, terms);
     }
-    hn::Store(hn::Add(dz, band_dz), d, sums->a + i);
-    hn::Store(hn::Add(dzx, band_dzx), d, sums->q + i);
+  }
+};
+
+// Rows of lanes, as ReduceLanes has them.
+template <class T, class Act>
+struct LaneBands {
+  using C = Compute<T>;
+  const GradientKernels::ReduceLanes& args;
+
+  // Adds kRows rows to the chains of dz and dz (x - mean).
+  template <std::int64_t kRows>
+  HWY_INLINE void Add(std::int64_t row, ColumnSums<C>* sums) const {
+    const hn::ScalableTag<C> d;
+    constexpr std::int64_t kLines = kRows * hn::MaxLanes(d) * sizeof(T) / 64;
+    const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+    const T* const x = static_cast<const T*>(args.x) + row * args.stride;
+    const T* const dy = static_cast<const T*>(args.dy) + row * args.stride;
+    auto ahead_x = Ahead<T>::template Of<kRows>(x, args.stride, args.width);
+    auto ahead_dy = Ahead<T>::template Of<kRows>(dy, args.stride, args.width);
+    for (std::int64_t i = 0; i < args.width; i += lanes) {
+      ahead_x.template Fetch<kLines>();
+      ahead_dy.template Fetch<kLines>();
+      const std::int64_t at = std::min(i, args.width - lanes);
+      const auto mean = hn::LoadU(d, static_cast<const C*>(args.mean) + at);
+      const auto a = hn::LoadU(d, static_cast<const C*>(args.a) + at);
+      const auto b = hn::LoadU(d, static_cast<const C*>(args.b) + at);
+      auto band_dz = hn::Zero(d), band_dzx = hn::Zero(d);
+      for (std::int64_t r = 0; r < kRows; ++r) {
+        const auto d_mean = hn::Sub(LoadAs(d, x + r * args.stride + at), mean);
+        const auto v = Dz<Act>(d, d_mean, LoadAs(d, dy + r * args.stride + at), a, b);
+        band_dz = hn::Add(band_dz, v);
+        band_dzx = hn::MulAdd(v, d_mean, band_dzx);
+      }
+      sums->Add(i, band_dz, band_dzx);
+    }
+  }
+};
+
+// Rows that have a mean and a rstd each, as ReduceParams has them.
+template <class T, class P, class Act>
+struct ParamBands {
+  using C = Compute<T>;
+  const GradientKernels::ReduceParams& args;
+
+  // Adds kRows rows to the chains of dz and dz xhat.
+  template <std::int64_t kRows>
+  HWY_INLINE void Add(std::int64_t row, ColumnSums<C>* sums) const {
+    const hn::ScalableTag<C> d;
+    const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+    const T* const x = static_cast<const T*>(args.x) + row * args.stride;
+    const T* const dy = static_cast<const T*>(args.dy) + row * args.stride;
+    C mean[kRows], rstd[kRows], shift[kRows];  // xhat = (x - mean) rstd + shift
+    for (std::int64_t r = 0; r < kRows; ++r) {
+      const Statistics& own = args.statistics[row + r];
+      const SplitMean split = split_mean<C>(own.mean);
+      mean[r] = static_cast<C>(split.hi);
+      rstd[r] = static_cast<C>(own.rstd);
+      shift[r] = static_cast<C>(-split.lo * own.rstd);
+    }
+    for (std::int64_t i = 0; i < args.width; i += lanes) {
+      const std::int64_t at = std::min(i, args.width - lanes);
+      const auto gamma = LoadParam<P>(d, args.gamma, at, C{1});
+      const auto beta = LoadParam<P>(d, args.beta, at, C{0});
+      auto band_dz = hn::Zero(d), band_dzx = hn::Zero(d);
+      for (std::int64_t r = 0; r < kRows; ++r) {
+        const auto d_mean = hn::Sub(LoadAs(d, x + r * args.stride + at), hn::Set(d, mean[r]));
+        const auto by_rstd = hn::Set(d, rstd[r]), plus = hn::Set(d, shift[r]);
+        const auto xhat = hn::MulAdd(d_mean, by_rstd, plus);
+        const auto v = Dz<Act>(d, xhat, LoadAs(d, dy + r * args.stride + at), gamma, beta);
+        band_dz = hn::Add(band_dz, v);
+        // Not v * xhat: where eps is all there is of a deviation, xhat has few digits.
+        band_dzx = hn::MulAdd(hn::Mul(v, by_rstd), d_mean, hn::MulAdd(v, plus, band_dzx));
+      }
+      sums->Add(i, band_dz, band_dzx);
+    }
+  }
+};
+
+// The sums of each column over all rows of the bands.
+template <class C, class Bands>
+HWY_INLINE void SumBands(const Bands& bands, GradientSums* result) {
+  constexpr std::int64_t kBand = 8;
+  const std::int64_t rows = bands.args.rows, width = bands.args.width;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(hn::ScalableTag<C>()));
+  const std::int64_t padded = (width + lanes - 1) / lanes * lanes;
+  ColumnSums<C> sums;
+  sums.Clear(padded);
+  std::int64_t row = 0, links = 0;
+  for (; row + kBand <= rows; row += kBand) {
+    bands.template Add<kBand>(row, &sums);
+    if (++links < kChain / 2) continue;
+    FoldChains(padded, &sums);
+    links = 0;
+  }
+  for (; row < rows; ++row) bands.template Add<1>(row, &sums);
+  FoldChains(padded, &sums);
+  for (std::int64_t i = 0; i < padded; ++i) {
+    const bool last = i >= padded - lanes;
+    result[last ? width - padded + i : i] = {sums.s1[i], sums.s2[i]};
   }
 }
 
@@ -161,69 +251,50 @@ template <class T>
 struct ReduceLanesOf {
   template <class Act, Store>
   static void Run(const GradientKernels::ReduceLanes& args) {
-    constexpr std::int64_t kBand = 8;
-    using C = Compute<T>;
-    const auto lanes = static_cast<std::int64_t>(hn::Lanes(hn::ScalableTag<C>()));
-    const std::int64_t padded = (args.width + lanes - 1) / lanes * lanes;
-    ColumnSums<C> sums;
-    std::fill_n(sums.a, padded, C{0});
-    std::fill_n(sums.q, padded, C{0});
-    std::fill_n(sums.s1, padded, 0.0);
-    std::fill_n(sums.s2, padded, 0.0);
-    std::int64_t row = 0, links = 0;
-    for (; row + kBand <= args.rows; row += kBand) {
-      AddGradientBand<kBand, T, Act>(args, row, &sums);
-      if (++links < kChain / 2) continue;
-      FoldChains(padded, &sums);
-      links = 0;
-    }
-    for (; row < args.rows; ++row) AddGradientBand<1, T, Act>(args, row, &sums);
-    FoldChains(padded, &sums);
-    for (std::int64_t i = 0; i < padded; ++i) {
-      const bool last = i >= padded - lanes;
-      args.sums[last ? args.width - padded + i : i] = {sums.s1[i], sums.s2[i]};
-    }
+    SumBands<Compute<T>>(LaneBands<T, Act>{args}, args.sums);
   }
 };
 
-// What dx needs beside x and dy: one vector of each.
-template <class V>
-struct DxTerms {
-  V mean, a, b, shift, slope;
+template <class T, class P>
+struct ReduceParamsOf {
+  template <class Act, Store>
+  static void Run(const GradientKernels::ReduceParams& args) {
+    SumBands<Compute<T>>(ParamBands<T, P, Act>{args}, args.sums);
+  }
 };
 
-template <class Act, class D, class V>
-HWY_INLINE V Dx(D d, V x, V dy, const DxTerms<V>& t) {
-  return Dx<Act>(d, hn::Sub(x, t.mean), dy, t.a, t.b, t.shift, t.slope);
-}
-
-template <class T, class Act, Store kStore, class D, class V>
-HWY_INLINE void DxRow(D d, const T* x, const T* dy, T* dx, std::int64_t count,
-                      const DxTerms<V>& terms) {
+template <class T, class Act, Store kStore, class D, class V, class Terms>
+HWY_INLINE void DxRow(D d, const T* x, const T* dy, T* dx, std::int64_t count, const Terms& terms,
+                      V shift, V slope) {
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
   const auto pair = [&](std::int64_t i) HWY_ATTR {
     const auto vx = LoadPair(d, x + i), vdy = LoadPair(d, dy + i);
-    const Pair<V> both{Dx<Act>(d, vx.v0, vdy.v0, terms), Dx<Act>(d, vx.v1, vdy.v1, terms)};
+    const auto by = terms.PairAt(i);
+    const Pair<V> both{Dx<Act>(d, vx.v0, vdy.v0, by.v0, shift, slope),
+                       Dx<Act>(d, vx.v1, vdy.v1, by.v1, shift, slope)};
     StorePair<kStore>(d, both, dx + i);
   };
   if constexpr (kStore == Store::streaming) {
     const auto cached = [&](std::int64_t begin, std::int64_t end) HWY_ATTR {
       if (begin == end) return;
-      DxRow<T, Act, Store::cached>(d, x + begin, dy + begin, dx + begin, end - begin, terms);
+      DxRow<T, Act, Store::cached>(d, x + begin, dy + begin, dx + begin, end - begin,
+                                   terms.From(begin), shift, slope);
     };
     const Range lines = StreamedLines(dx, count, lanes, 2 * lanes);
     cached(0, lines.begin);
     for (std::int64_t i = lines.begin; i < lines.end; i += 2 * lanes) pair(i);
     return cached(lines.end, count);
   }
-  const auto last_x = LoadAs(d, x + count - lanes), last_dy = LoadAs(d, dy + count - lanes);
+  const auto at = [&](std::int64_t i, V vx, V vdy)
+                      HWY_ATTR { return Dx<Act>(d, vx, vdy, terms.At(i), shift, slope); };
+  const V last_x = LoadAs(d, x + count - lanes), last_dy = LoadAs(d, dy + count - lanes);
   std::int64_t i = 0;
   for (; i + 2 * lanes <= count; i += 2 * lanes) pair(i);
   for (; i + lanes <= count; i += lanes) {
-    StoreAs<Store::cached>(d, Dx<Act>(d, LoadAs(d, x + i), LoadAs(d, dy + i), terms), dx + i);
+    StoreAs<Store::cached>(d, at(i, LoadAs(d, x + i), LoadAs(d, dy + i)), dx + i);
   }
   if (i == count) return;
-  StoreAs<Store::cached>(d, Dx<Act>(d, last_x, last_dy, terms), dx + count - lanes);
+  StoreAs<Store::cached>(d, at(count - lanes, last_x, last_dy), dx + count - lanes);
 }
 
 template <class T>
@@ -237,12 +308,28 @@ struct DxRowsOf {
     const auto slope = hn::Set(d, static_cast<C>(args.slope));
     for (std::int64_t r = 0; r < args.rows; ++r) {
       const std::int64_t at = r * args.length;
-      const DxTerms<hn::Vec<decltype(d)>> terms{mean, hn::Set(d, static_cast<const C*>(args.a)[r]),
-                                                hn::Set(d, static_cast<const C*>(args.b)[r]), shift,
-                                                slope};
+      const Uniform terms(mean, hn::Set(d, static_cast<const C*>(args.a)[r]),
+                          hn::Set(d, static_cast<const C*>(args.b)[r]));
       DxRow<T, Act, kStore>(d, static_cast<const T*>(args.x) + at,
                             static_cast<const T*>(args.dy) + at, static_cast<T*>(args.dx) + at,
-                            args.length, terms);
+                            args.length, terms, shift, slope);
+    }
+  }
+};
+
+template <class T, class P>
+struct DxRunsOf {
+  template <class Act, Store kStore>
+  static void Run(const GradientKernels::ApplyRuns& args) {
+    using C = Compute<T>;
+    const hn::ScalableTag<C> d;
+    for (std::int64_t r = 0; r < args.runs; ++r) {
+      const std::int64_t at = r * args.count;
+      const PerElement<T, P> terms(args.gamma, args.beta, at, args.statistics[r]);
+      DxRow<T, Act, kStore>(d, static_cast<const T*>(args.x) + at,
+                            static_cast<const T*>(args.dy) + at, static_cast<T*>(args.dx) + at,
+                            args.count, terms, hn::Set(d, static_cast<C>(args.terms[r].shift)),
+                            hn::Set(d, static_cast<C>(args.terms[r].slope)));
     }
   }
 };
@@ -258,30 +345,35 @@ HWY_INLINE void DxBand(const GradientKernels::ApplyLanes& args, std::int64_t row
   const T* const x = static_cast<const T*>(args.x) + row * stride;
   const T* const dy = static_cast<const T*>(args.dy) + row * stride;
   T* const dx = static_cast<T*>(args.dx) + row * stride;
-  const auto terms_at = [&](std::int64_t i) HWY_ATTR {
-    const auto load = [&](const void* p)
-                          HWY_ATTR { return hn::LoadU(d, static_cast<const C*>(p) + i); };
-    return DxTerms<V>{load(args.mean), load(args.a), load(args.b), load(args.shift),
-                      load(args.slope)};
+  const auto load = [&](const void* p, std::int64_t i)
+                        HWY_ATTR { return hn::LoadU(d, static_cast<const C*>(p) + i); };
+  const auto affine_at = [&](std::int64_t i) HWY_ATTR {
+    return Affine<V>{load(args.mean, i), load(args.a, i), load(args.b, i)};
   };
-  const auto at = [&](std::int64_t r, std::int64_t i, const DxTerms<V>& terms) HWY_ATTR {
-    return Dx<Act>(d, LoadAs(d, x + r * stride + i), LoadAs(d, dy + r * stride + i), terms);
-  };
+  const auto at = [&](std::int64_t r, std::int64_t i, const Affine<V>& by, V shift, V slope)
+                      HWY_ATTR {
+                        return Dx<Act>(d, LoadAs(d, x + r * stride + i),
+                                       LoadAs(d, dy + r * stride + i), by, shift, slope);
+                      };
   // The end that fills no vector comes first: what it reads twice may be written below.
   const bool partial = args.width % lanes != 0;
   HWY_ALIGN C ends[static_cast<std::size_t>(kRows) * hn::MaxLanes(d)];
   if (partial) {
-    const DxTerms<V> terms = terms_at(last);
-    for (std::int64_t r = 0; r < kRows; ++r) hn::Store(at(r, last, terms), d, ends + r * lanes);
+    const auto by = affine_at(last);
+    const V shift = load(args.shift, last), slope = load(args.slope, last);
+    for (std::int64_t r = 0; r < kRows; ++r) {
+      hn::Store(at(r, last, by, shift, slope), d, ends + r * lanes);
+    }
   }
   auto ahead_x = Ahead<T>::template Of<kRows>(x, stride, args.width);
   auto ahead_dy = Ahead<T>::template Of<kRows>(dy, stride, args.width);
   for (std::int64_t i = 0; i <= last; i += lanes) {
     ahead_x.template Fetch<kLines>();
     ahead_dy.template Fetch<kLines>();
-    const DxTerms<V> terms = terms_at(i);
+    const auto by = affine_at(i);
+    const V shift = load(args.shift, i), slope = load(args.slope, i);
     for (std::int64_t r = 0; r < kRows; ++r) {
-      StoreAs<kStore>(d, at(r, i, terms), dx + r * stride + i);
+      StoreAs<kStore>(d, at(r, i, by, shift, slope), dx + r * stride + i);
     }
   }
   for (std::int64_t r = 0; partial && r < kRows; ++r) {
@@ -305,6 +397,16 @@ void ReduceGradientRows(const GradientKernels::ReduceRows& args) {
   DispatchActivation<ReduceRowsOf<T>, Store::cached>(args);
 }
 
+template <class T, class P>
+void ReduceGradientRuns(const GradientKernels::ReduceRuns& args) {
+  DispatchActivation<ReduceGradientRunsOf<T, P>, Store::cached>(args);
+}
+
+template <class T, class P>
+void ReduceParams(const GradientKernels::ReduceParams& args) {
+  DispatchActivation<ReduceParamsOf<T, P>, Store::cached>(args);
+}
+
 template <class T>
 void ReduceGradientLanes(const GradientKernels::ReduceLanes& args) {
   DispatchActivation<ReduceLanesOf<T>, Store::cached>(args);
@@ -315,6 +417,13 @@ void DxRows(const GradientKernels::ApplyRows& args) {
   if (args.store == Store::cached) return DispatchActivation<DxRowsOf<T>, Store::cached>(args);
   DispatchActivation<DxRowsOf<T>, Store::streaming>(args);
   hwy::FlushStream();  // before another thread may be told that dx is written
+}
+
+template <class T, class P>
+void DxRuns(const GradientKernels::ApplyRuns& args) {
+  if (args.store == Store::cached) return DispatchActivation<DxRunsOf<T, P>, Store::cached>(args);
+  DispatchActivation<DxRunsOf<T, P>, Store::streaming>(args);
+  hwy::FlushStream();
 }
 
 template <class T>

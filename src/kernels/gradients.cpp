@@ -16,7 +16,11 @@ namespace HWY_NAMESPACE {
 
 template <class T>
 constexpr GradientKernels GradientTable() {
-  return {ReduceGradientRows<T>, ReduceGradientLanes<T>, DxRows<T>, DxLanes<T>};
+  // f64 data takes f64 parameters alone (validate.cpp).
+  using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
+  return {ReduceGradientRows<T>,    ReduceGradientLanes<T>,      DxRows<T>,    DxLanes<T>,
+          ReduceGradientRuns<T, T>, ReduceGradientRuns<T, Wide>, DxRuns<T, T>, DxRuns<T, Wide>,
+          ReduceParams<T, T>,       ReduceParams<T, Wide>};
 }
 
 extern const GradientKernels kGradientTables[4];  // kernels.cpp reads them

@@ -31,11 +31,19 @@ extern const GradientKernels kGradientTables[4];  // gradients.cpp
 
 template <class T>
 constexpr Kernels Table(const GradientKernels& gradients) {
-  return {kName, static_cast<std::int64_t>(hn::MaxLanes(hn::ScalableTag<Compute<T>>())),
-          ReduceRun<T>, ReduceColumns<T>, Coefficients<T, T>,
-          // f64 data takes f64 parameters alone (validate.cpp).
-          Coefficients<T, std::conditional_t<std::is_same_v<T, double>, double, float>>,
-          ApplyRows<T>, ApplyLanes<T>, &gradients};
+  // f64 data takes f64 parameters alone (validate.cpp).
+  using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
+  return {kName,
+          static_cast<std::int64_t>(hn::MaxLanes(hn::ScalableTag<Compute<T>>())),
+          ReduceRuns<T>,
+          ReduceColumns<T>,
+          Coefficients<T, T>,
+          Coefficients<T, Wide>,
+          ApplyRows<T>,
+          ApplyLanes<T>,
+          ApplyRuns<T, T>,
+          ApplyRuns<T, Wide>,
+          &gradients};
 }
 
 const Kernels kTables[] = {Table<float>(kGradientTables[0]), Table<double>(kGradientTables[1]),

@@ -25,6 +25,12 @@ struct GradientSums {
   double dz, dzx;
 };
 
+// shift and slope of dx = a * dz + (slope * (x - mean_hi) + shift), the same for a whole block.
+struct GradientTerms {
+  double shift, slope;
+  bool extreme;  // f32 arithmetic could overflow: use extreme.h
+};
+
 struct GradientKernels {
   // x, dy [rows, length], contiguous, length >= lanes -> sums [rows]. a and b [rows] are read where
   // there is an activation.
@@ -85,36 +91,84 @@ struct GradientKernels {
     Store store;
   };
   void (*apply_lanes)(const ApplyLanes&);
+
+  // Runs whose elements have their own gamma and beta each (as Kernels::ApplyRuns):
+  // x, dy [runs, count], contiguous, count >= lanes -> sums [runs] of a dz in the place of dz.
+  struct ReduceRuns {
+    const void* x;
+    const void* dy;
+    const void* gamma;
+    const void* beta;
+    std::int64_t runs, count;
+    const Statistics* statistics;
+    Activation activation;
+    GradientSums* sums;
+  };
+  void (*reduce_runs_same)(const ReduceRuns&);
+  void (*reduce_runs_f32)(const ReduceRuns&);
+
+  // dx = a dz + (slope (x - mean) + shift), terms [runs]. dx == dy is allowed with Store::cached.
+  struct ApplyRuns {
+    const void* x;
+    const void* dy;
+    void* dx;
+    const void* gamma;
+    const void* beta;
+    std::int64_t runs, count;
+    const Statistics* statistics;
+    const GradientTerms* terms;
+    Activation activation;
+    Store store;
+  };
+  void (*apply_runs_same)(const ApplyRuns&);
+  void (*apply_runs_f32)(const ApplyRuns&);
+
+  // x, dy [rows, width], rows `stride` elements apart, lanes <= width <= kMaxLanes, statistics
+  // [rows] -> sums [width] of dz and dz * xhat down the rows. gamma, beta [width].
+  struct ReduceParams {
+    const void* x;
+    const void* dy;
+    const void* gamma;
+    const void* beta;
+    std::int64_t rows, stride, width;
+    const Statistics* statistics;
+    Activation activation;
+    GradientSums* sums;
+  };
+  void (*reduce_params_same)(const ReduceParams&);
+  void (*reduce_params_f32)(const ReduceParams&);
 };
 
 struct Kernels {
   const char* target;  // the name in targets()
   std::int64_t lanes;  // of a vector in the compute type
 
-  // x [count], contiguous, count >= lanes -> its moments. m2 is NaN where the sums overflowed, met
-  // a NaN or an infinity, or where the deviations were taken from a poor pilot (see reduce-inl.h).
-  struct Run {
+  // x [runs, count], contiguous, count >= lanes -> moments [runs], one a run. m2 is NaN where the
+  // sums overflowed, met a NaN or an infinity, or where the deviations were taken from a poor pilot
+  // (see reduce-inl.h).
+  struct Runs {
     const void* x;
-    std::int64_t count;
+    std::int64_t runs, count;
     Moments* moments;
   };
-  void (*reduce_run)(const Run&);
+  void (*reduce_runs)(const Runs&);
 
   // x [rows, width], rows `stride` elements apart, lanes <= width <= kMaxLanes -> mean [width] and
   // m2 [width] of each column; m2 as above, column by column.
   void (*reduce_columns)(const void* x, std::int64_t rows, std::int64_t stride, std::int64_t width,
                          double* mean, double* m2);
 
-  // a = rstd * gamma, b = beta - mean_lo * a, rounded once to the compute type; a, b [count] are
-  // padded to a whole vector. gamma, beta [count] of the storage dtype (same) or float
+  // mean as the compute type holds it, a = rstd * gamma and b = beta - (the rest of mean) * a, for
+  // statistics [blocks] of `channels` lanes each. mean, a, b [blocks, channels] have room for a
+  // vector behind their end. gamma, beta [blocks, channels] of the storage dtype (same) or float
   // (f32); null stands for 1 and 0. Each element's bits depend on its own inputs alone.
   struct Coefficients {
     const void* gamma;
     const void* beta;
-    std::int64_t count;
-    std::int64_t readable;  // of gamma and beta: at least count
-    double mean_lo;
-    double rstd;
+    std::int64_t readable;  // of gamma and beta: at least blocks * channels
+    const Statistics* statistics;
+    std::int64_t blocks, channels;
+    void* mean;
     void* a;
     void* b;
   };
@@ -122,8 +176,9 @@ struct Kernels {
   void (*coefficients_f32)(const Coefficients&);
 
   // y = activation(a[r] * (x - mean) + b[r]) for x, y [rows, length], contiguous, length >= lanes.
-  // y == x is allowed with Store::cached. Where next.x is not null, also reduces that run, with the
-  // bits of reduce_run: its reads hide behind the writes of y. It must not overlap y.
+  // y == x is allowed with Store::cached. Where next.x is not null, also reduces those runs (at
+  // most one), with the bits of reduce_runs: its reads hide behind the writes of y. It must not
+  // overlap y.
   struct ApplyRows {
     const void* x;
     void* y;
@@ -133,7 +188,7 @@ struct Kernels {
     const void* b;
     Activation activation;
     Store store;
-    Run next;
+    Runs next;
   };
   void (*apply_rows)(const ApplyRows&);
 
@@ -150,6 +205,22 @@ struct Kernels {
     Store store;
   };
   void (*apply_lanes)(const ApplyLanes&);
+
+  // y = activation(a (x - mean) + b) for x, y [runs, count], contiguous, count >= lanes, and
+  // statistics [runs]; a and b are made on the way, with the bits of the coefficients above. gamma,
+  // beta [runs, count]. y == x is allowed with Store::cached.
+  struct ApplyRuns {
+    const void* x;
+    void* y;
+    const void* gamma;
+    const void* beta;
+    std::int64_t runs, count;
+    const Statistics* statistics;
+    Activation activation;
+    Store store;
+  };
+  void (*apply_runs_same)(const ApplyRuns&);
+  void (*apply_runs_f32)(const ApplyRuns&);
 
   const GradientKernels* gradients;
 };

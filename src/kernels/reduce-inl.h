@@ -146,8 +146,11 @@ class RunSums {
 };
 
 template <class T>
-void ReduceRun(const Kernels::Run& run) {
-  *run.moments = RunSums<T>(static_cast<const T*>(run.x), run.count).Finish();
+void ReduceRuns(const Kernels::Runs& args) {
+  const T* const x = static_cast<const T*>(args.x);
+  for (std::int64_t r = 0; r < args.runs; ++r) {
+    args.moments[r] = RunSums<T>(x + r * args.count, args.count).Finish();
+  }
 }
 
 // Sums of one tile of columns. Entry i belongs to column i, but for the last vector of a width that
@@ -159,6 +162,21 @@ struct ColumnSums {
   HWY_ALIGN C q[kMaxLanes + 64 / sizeof(C)];
   HWY_ALIGN double s1[kMaxLanes + 64 / sizeof(C)];
   HWY_ALIGN double s2[kMaxLanes + 64 / sizeof(C)];
+
+  HWY_INLINE void Clear(std::int64_t count) {
+    std::fill_n(a, count, C{0});
+    std::fill_n(q, count, C{0});
+    std::fill_n(s1, count, 0.0);
+    std::fill_n(s2, count, 0.0);
+  }
+
+  // To the chains of the vector at i.
+  template <class V>
+  HWY_INLINE void Add(std::int64_t i, V more_a, V more_q) {
+    const hn::ScalableTag<C> d;
+    hn::Store(hn::Add(hn::Load(d, a + i), more_a), d, a + i);
+    hn::Store(hn::Add(hn::Load(d, q + i), more_q), d, q + i);
+  }
 };
 
 template <class T>
@@ -204,8 +222,7 @@ HWY_INLINE void AddBand(const T* x, std::int64_t stride, std::int64_t width,
       a = hn::Add(a, dr);
       q = hn::MulAdd(dr, dr, q);
     }
-    hn::Store(hn::Add(hn::Load(d, sums->a + i), a), d, sums->a + i);
-    hn::Store(hn::Add(hn::Load(d, sums->q + i), q), d, sums->q + i);
+    sums->Add(i, a, q);
   }
 }
 
@@ -240,10 +257,7 @@ void ReduceColumns(const void* data, std::int64_t rows, std::int64_t stride, std
   const std::int64_t padded = (width + lanes - 1) / lanes * lanes;
 
   ColumnSums<Compute<T>> sums;
-  std::fill_n(sums.a, padded, Compute<T>{0});
-  std::fill_n(sums.q, padded, Compute<T>{0});
-  std::fill_n(sums.s1, padded, 0.0);
-  std::fill_n(sums.s2, padded, 0.0);
+  sums.Clear(padded);
   ColumnPilots(x, rows, stride, width, &sums);
 
   std::int64_t row = 0, links = 0;
