@@ -3,7 +3,7 @@
     python examples/denoise_mr.py [--batch 1] [--steps 300] [--data data] [--output denoised.png]
 
 A small network learns from blocks of 16 slices of a head, to which noise is added anew in each
-step, to tell the noise. It is then given the other 8 slices with noise, which it has never seen.
+step, to take it away. It is then given the other 8 slices with noise, which it has never seen.
 Batches of a volume are small because a volume is large: BN would have the statistics of one or two
 blocks to go by, GN takes each block's own. All norms are groupnorm's, with the ReLU fused.
 
@@ -12,6 +12,7 @@ result that were better than the scan would count as an error. Needs torch and m
 """
 
 import argparse
+import itertools
 import math
 import sys
 from pathlib import Path
@@ -38,8 +39,25 @@ def convolution(c_in: int, c_out: int, stride: int = 1) -> nn.Sequential:
     )
 
 
+def neighbours(x: Tensor) -> Tensor:
+    """x [N, 1, slices, rows, columns] -> [N, 27, ...]: each voxel with those around it."""
+    sizes = x.shape[2:]
+    around = functional.pad(x, (1,) * 6, mode="replicate")
+    return torch.cat(
+        [
+            around[:, :, i : i + sizes[0], j : j + sizes[1], k : k + sizes[2]]
+            for i, j, k in itertools.product(range(3), repeat=3)
+        ],
+        dim=1,
+    )
+
+
 class Network(nn.Module):
-    """x [N, 1, slices, rows, columns], of even sizes -> its noise, in the same shape."""
+    """x [N, 1, slices, rows, columns], of even sizes -> x without noise, in the same shape.
+
+    It chooses for each voxel the weights of a mean of 3x3x3 (as kernel-predicting networks do).
+    GN takes a block's scale away; a mean of x has it still.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -50,12 +68,14 @@ class Network(nn.Module):
             nn.Conv3d(2 * WIDTH, WIDTH, 1),
             nn.Upsample(scale_factor=2),
         )
-        self.noise = nn.Sequential(convolution(WIDTH, WIDTH), nn.Conv3d(WIDTH, 1, 3, padding=1))
+        logits = nn.Conv3d(WIDTH, 27, 1)
+        nn.init.zeros_(logits.weight)  # it begins with equal weights, or nearly
+        self.weights = nn.Sequential(convolution(WIDTH, WIDTH), logits)
 
     def forward(self, x: Tensor) -> Tensor:
         fine = self.fine(x)
-        noise: Tensor = self.noise(fine + self.coarse(fine))
-        return noise
+        weights = self.weights(fine + self.coarse(fine)).softmax(1)
+        return (weights * neighbours(x)).sum(1, keepdim=True)
 
 
 def blocks(volume: Tensor, count: int) -> Tensor:
@@ -76,14 +96,16 @@ def train(model: nn.Module, volume: Tensor, batch: int, steps: int) -> None:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for step in range(1, steps + 1):
         clean = blocks(volume, batch)
-        noise = NOISE * torch.randn_like(clean)
         optimizer.zero_grad()
-        loss = functional.mse_loss(model(clean + noise), noise)
+        loss = functional.mse_loss(model(clean + NOISE * torch.randn_like(clean)), clean)
         loss.backward()
         optimizer.step()
         schedule.step()
         if step % 50 == 0 or step == steps:
-            print(f"step {step}: {loss.item() / NOISE**2:.3f} of the noise is left", flush=True)
+            print(
+                f"step {step}: {loss.item() / NOISE**2:.3f} of the noise's power is left",
+                flush=True,
+            )
 
 
 def decibels(volume: Tensor, clean: Tensor) -> float:
@@ -109,7 +131,7 @@ def draw(volumes: dict[str, Tensor], path: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--batch", type=int, choices=(1, 2), default=2, help="blocks a step")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--data", type=Path, default=Path("data"), metavar="DIR")
     parser.add_argument("--output", type=Path, default=Path("denoised.png"), metavar="PNG")
     options = parser.parse_args()
@@ -127,7 +149,7 @@ def main() -> int:
     clean = scan[TRAINING_SLICES:]
     noisy = clean + NOISE * torch.randn_like(clean)
     with torch.no_grad():
-        denoised = noisy - model(noisy[None, None])[0, 0]
+        denoised = model(noisy[None, None])[0, 0]
     smooth = functional.avg_pool3d(noisy[None], 3, 1, padding=1, count_include_pad=False)[0]
     before, after, mean = (decibels(each, clean) for each in (noisy, denoised, smooth))
     print(

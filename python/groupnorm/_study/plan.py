@@ -8,6 +8,9 @@ from .training import Run
 
 NORMS = ("BN", "GN", "LN", "IN")
 GROUPS = 8  # of GN: 2, 4 and 8 channels a group in layers of 16, 32 and 64
+# At 0.1, the paper's, steps on the plain network's linear layer of 1568 inputs diverge: at batch 32
+# three of six runs, of BN and of GN, ended with errors above 60 %.
+RATES = {"residual": 0.1, "plain": 0.02}
 SWEEP = (64, 32, 16, 8, 4, 2, 1)  # groups, and channels a group: the paper's
 SWEEP_BATCH = 32  # the paper's
 LARGEST_BATCH = 32
@@ -36,7 +39,16 @@ class Study:
         if norm == "GN" and groups is None and channels is None:
             groups = GROUPS
         return Run(
-            *(self.data, self.images, network, norm, groups, channels, batch, self.epochs, seed)
+            data=self.data,
+            images=self.images,
+            network=network,
+            norm=norm,
+            groups=groups,
+            channels=channels,
+            rate=RATES[network],
+            batch=batch,
+            epochs=self.epochs,
+            seed=seed,
         )
 
     def of_norm(self, network: str, norm: str, batch: int) -> list[Run]:

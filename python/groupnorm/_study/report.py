@@ -4,10 +4,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from . import paper
-from .plan import GROUPS
+from .plan import GROUPS, RATES
 from .summary import Summary
 from .timing import CONTESTANTS
-from .training import MOMENTUM, RATE, RATE_BATCH, WEIGHT_DECAY
+from .training import MOMENTUM, RATE_BATCH, WEIGHT_DECAY
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -34,7 +34,9 @@ expect other digits.
 
 - Data: {summary["data"]}; {study["images"]} images to learn from, the other {summary["test_images"]} are the test.
 - Every run sees {study["epochs"]} x {study["images"]} examples, whatever its batch. SGD, momentum {MOMENTUM}, weight decay
-  {WEIGHT_DECAY}, learning rate {RATE} x batch / {RATE_BATCH} with a cosine to 0: the paper's rule. No augmentation.
+  {WEIGHT_DECAY}, no augmentation. The learning rate is in proportion to the batch, as in the paper, and falls to 0 along a
+  cosine: {RATES["residual"]} x batch / {RATE_BATCH} for the residual network, {RATES["plain"]} for the plain one, whose large linear layer
+  diverges at more.
 - Seeds 0 to {study["seeds"] - 1}, of the weights and of the order of images. Numbers are test errors in percent after the last
   epoch: the mean, and in brackets the least and the largest of the seeds.
 - GN (G = {GROUPS} where nothing else is said), LN (over C, H, W) and IN are computed by groupnorm, forward and backward;
@@ -54,7 +56,17 @@ def _claims(summary: Summary) -> str:
 "Shows" is computed: two errors differ if no seed of one reaches the other, and if their means are more than two standard
 errors of {summary["test_images"]} test images apart.
 
-{_table(("claim", "paper", "here", "shows"), rows)}"""
+{_table(("claim", "paper", "here", "shows"), rows)}
+
+{_missing(summary)}"""
+
+
+def _missing(summary: Summary) -> str:
+    missing = [each for each in summary["claims"] if not each["shows"]]
+    if not missing:
+        return "All of them show."
+    reasons = [f"- *{each['claim']}*: {each['why_not']}" for each in missing]
+    return "\n".join(("Why some do not show:", "", *reasons))
 
 
 def _positions(summary: Summary) -> str:
@@ -95,12 +107,13 @@ Why one network shows it and the other does not: BN's mean and variance are of b
 
 {_positions(summary)}
 
-With two values of unequal size, xhat is +1 and -1 whatever the values were (but for eps): a norm over two images at one
-position keeps which of them is larger and loses by how much, and what the other image is decides it. The running
-statistics of the test are then of another function than the one that was trained. The plain network never gets there:
-its norms see dozens of values even in the smallest batch. ResNet-50 lies in between: 7 x 7 positions in its last
-stage, 98 values at batch 2, but 53 norms, each of which adds its noise to the one before. GN's values are of one image,
-so nothing in it depends on the batch; from one batch to another only the number of steps and the learning rate change."""
+Of two values, xhat is +1 and -1 whatever they were: only which is larger gets through. And where they are nearly
+equal, rstd is up to 1 / sqrt(eps) = 316: so much are gradients enlarged on their way back. BN has two values in the last
+layers of the residual network at batch 2; its running statistics, used in the test, then belong to another function than
+the one that learned. The plain network never gets there: its norms see hundreds of values in the smallest batch. ResNet-50
+lies in between: 7 x 7 positions in its last stage, 98 values at batch 2, but 53 norms, each of which adds its noise to the
+one before. GN's values are of one image, so nothing in it depends on the batch. From one batch to another only the number
+of steps and the learning rate change."""
 
 
 def _convergence(summary: Summary) -> str:
@@ -145,9 +158,10 @@ def _groups(summary: Summary) -> str:
 Residual network, batch {summary["sweep_batch"]}. Its layers have 16, 32 and 64 channels: where there are fewer than groups (or than
 channels a group), each channel is a group (or all are one). So 64 groups and 1 channel a group are IN, 1 group and 64
 channels a group are LN. The paper's layers have 64 channels and more: its G = 64 is not IN. In the last layers, at one
-position, a group of one channel is one value: its xhat is 0 and only beta is left, so that IN, and large G, lose what
-those layers could compute. Two values give +1 and -1. That is a limit of every norm of few values, and the reason not to
-choose many groups where positions are few."""
+position, a group of two channels is two values, the case of BN at batch 2, and with the same end. A group of one channel
+is one value: its xhat is 0 and only beta is left, so that IN learns here without its last layers. What breaks down is not
+a norm but the small number of values of a mean: for GN that is (channels / G) x positions, and it does not depend on the
+batch."""
 
 
 def _times(summary: Summary) -> str:

@@ -13,7 +13,7 @@ from torch.nn import functional
 from .data import Images
 from .network import NETWORKS, make_norm
 
-RATE, RATE_BATCH = 0.1, 32  # the learning rate is in proportion to the batch, as in the paper
+RATE_BATCH = 32  # the learning rate is in proportion to the batch, as in the paper
 MOMENTUM, WEIGHT_DECAY = 0.9, 1e-4
 _ONEDNN_BATCH = 16  # from here on its faster convolutions make up for what a call of it costs
 _TEST_BATCH = 500
@@ -29,6 +29,7 @@ class Run:
     norm: str
     groups: int | None  # of GN: this, or `channels`
     channels: int | None  # a group
+    rate: float  # of learning, at batch 32
     batch: int
     epochs: int
     seed: int  # of the weights and of the order of images
@@ -57,10 +58,10 @@ def convolutions(batch: int) -> Iterator[None]:
             yield
 
 
-def optimizer_of(model: nn.Module, batch: int) -> torch.optim.Optimizer:
+def optimizer_of(model: nn.Module, rate: float) -> torch.optim.Optimizer:
     return torch.optim.SGD(
         model.parameters(),
-        lr=RATE * batch / RATE_BATCH,
+        lr=rate,
         momentum=MOMENTUM,
         weight_decay=WEIGHT_DECAY,
         fused=True,
@@ -89,7 +90,7 @@ def train(run: Run, images: Images) -> Outcome:
     """Trains and tests: `run.epochs` times all training images, in whole batches."""
     torch.manual_seed(run.seed)
     model = NETWORKS[run.network](images.side, make_norm(run.norm, run.groups, run.channels))
-    optimizer = optimizer_of(model, run.batch)
+    optimizer = optimizer_of(model, run.rate * run.batch / RATE_BATCH)
     batches = len(images.train_x) // run.batch
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, run.epochs * batches)
     errors, losses = [], []
