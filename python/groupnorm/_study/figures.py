@@ -11,6 +11,7 @@ from .summary import Summary
 
 _COLORS = {"BN": "tab:blue", "GN": "tab:red", "LN": "tab:green", "IN": "tab:purple"}
 _SIZE = (10.0, 4.0)  # inches, of two panels
+_TICKS = (1, 2, 5, 10, 20, 50, 90)  # 90: by guessing
 
 
 def _panels(title: str) -> tuple[Figure, Sequence[Axes]]:
@@ -19,6 +20,10 @@ def _panels(title: str) -> tuple[Figure, Sequence[Axes]]:
     figure.suptitle(title, fontsize=10)
     for each in axes:
         each.set_ylabel("test error, %")
+        each.set_yscale("log")
+        each.set_yticks(_TICKS, [str(tick) for tick in _TICKS])
+        each.minorticks_off()
+        each.set_ylim(1, 100)
         each.grid(alpha=0.3)
     return figure, axes
 
@@ -56,7 +61,6 @@ def _by_batch(summary: Summary) -> Figure:
         _halving(axes, sorted({int(b) for batches in norms.values() for b in batches}))
         axes.set_title(f"{network} network", fontsize=10)
         axes.set_xlabel("images a batch")
-        axes.set_ylim(bottom=0)
         axes.legend()
     return figure
 
@@ -70,7 +74,6 @@ def _convergence(summary: Summary) -> Figure:
             _line(axes, range(1, len(curve) + 1), curve, label=norm, color=_COLORS[norm])
         axes.set_title(f"batch {batch}", fontsize=10)
         axes.set_xlabel("epochs")
-        axes.set_ylim(bottom=0)
         axes.legend()
     return figure
 

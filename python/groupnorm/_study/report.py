@@ -37,7 +37,7 @@ expect other digits.
   {WEIGHT_DECAY}, no augmentation. The learning rate is in proportion to the batch, as in the paper, and falls to 0 along a
   cosine: {RATES["residual"]} x batch / {RATE_BATCH} for the residual network, {RATES["plain"]} for the plain one, whose large linear layer
   diverges at more.
-- Seeds 0 to {study["seeds"] - 1}, of the weights and of the order of images. Numbers are test errors in percent after the last
+- Seeds {", ".join(map(str, range(study["seeds"])))}, of the weights and of the order of images. Numbers are test errors in percent after the last
   epoch: the mean, and in brackets the least and the largest of the seeds.
 - GN (G = {GROUPS} where nothing else is said), LN (over C, H, W) and IN are computed by groupnorm, forward and backward;
   BN is torch's `BatchNorm2d`, with running statistics in the test.
@@ -62,10 +62,13 @@ errors of {summary["test_images"]} test images apart.
 
 
 def _missing(summary: Summary) -> str:
-    missing = [each for each in summary["claims"] if not each["shows"]]
-    if not missing:
+    claims: dict[str, list[str]] = {}
+    for each in summary["claims"]:
+        if not each["shows"]:
+            claims.setdefault(each["why_not"], []).append(f"*{each['claim']}*")
+    if not claims:
         return "All of them show."
-    reasons = [f"- *{each['claim']}*: {each['why_not']}" for each in missing]
+    reasons = [f"- {'; '.join(those)}: {why}" for why, those in claims.items()]
     return "\n".join(("Why some do not show:", "", *reasons))
 
 
@@ -159,7 +162,7 @@ Residual network, batch {summary["sweep_batch"]}. Its layers have 16, 32 and 64 
 channels a group), each channel is a group (or all are one). So 64 groups and 1 channel a group are IN, 1 group and 64
 channels a group are LN. The paper's layers have 64 channels and more: its G = 64 is not IN. In the last layers, at one
 position, a group of two channels is two values, the case of BN at batch 2, and with the same end. A group of one channel
-is one value: its xhat is 0 and only beta is left, so that IN learns here without its last layers. What breaks down is not
+is one value: its xhat is 0 and only beta is left, so that IN learns here with the shortcuts past its last layers. What breaks down is not
 a norm but the small number of values of a mean: for GN that is (channels / G) x positions, and it does not depend on the
 batch."""
 
