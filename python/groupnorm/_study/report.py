@@ -162,9 +162,9 @@ Residual network, batch {summary["sweep_batch"]}. Its layers have 16, 32 and 64 
 channels a group), each channel is a group (or all are one). So 64 groups and 1 channel a group are IN, 1 group and 64
 channels a group are LN. The paper's layers have 64 channels and more: its G = 64 is not IN. In the last layers, at one
 position, a group of two channels is two values, the case of BN at batch 2, and with the same end. A group of one channel
-is one value: its xhat is 0 and only beta is left, so that IN learns here with the shortcuts past its last layers. What breaks down is not
-a norm but the small number of values of a mean: for GN that is (channels / G) x positions, and it does not depend on the
-batch."""
+is one value: its xhat is 0 and only beta is left, so that IN learns here with the shortcuts past its last layers. What
+breaks down is not a norm but the small number of values of a mean: for GN that is (channels / G) x positions, and it does
+not depend on the batch."""
 
 
 def _times(summary: Summary) -> str:
