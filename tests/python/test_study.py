@@ -33,6 +33,15 @@ def images():
 
 
 @pytest.fixture(autouse=True)
+def one_thread():
+    """As the command: threads that wait for each other take long on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
 def quick_times(monkeypatch):
     monkeypatch.setattr(command, "_QUICK_SECONDS", 0)
     monkeypatch.setattr(timing, "CASES", (timing.Case(2, 8),))
@@ -48,9 +57,9 @@ def run_of(norm="GN", batch=8, seed=0, epochs=2, **options):
 
 
 def test_a_study_is_complete_and_goes_on_where_it_was_stopped(cli, monkeypatch):
-    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
     cli.ok(*TINY, stderr=None)
-    assert torch.get_num_threads() == threads
+    assert torch.get_num_threads() == 2
     _assert_complete(cli)
     whole = (cli.directory / "out" / "results.jsonl").read_bytes()
     _assert_goes_on(cli, whole, monkeypatch)
