@@ -8,7 +8,7 @@ from types import FrameType
 
 import groupnorm
 
-from . import bench, info, run
+from . import bench, info, run, study
 from .command import BAD_INPUT, BadInput, Parser
 
 __all__ = ["main"]
@@ -21,8 +21,8 @@ def _parser() -> Parser:
         epilog="Exit status: 0 done, 1 a result is wrong (bench), 2 a bad command line or file.",
     )
     parser.add_argument("--version", action="version", version=groupnorm.__version__)
-    commands = parser.add_subparsers(title="subcommands", metavar="info | run | bench")
-    for command in (info, run, bench):
+    commands = parser.add_subparsers(title="subcommands", metavar="info | run | bench | study")
+    for command in (info, run, bench, study):
         command.add_to(commands)
     return parser
 

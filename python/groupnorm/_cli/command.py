@@ -60,7 +60,7 @@ def require(package: str, extra: str, what: str) -> ModuleType:
         return importlib.import_module(package)
     except ImportError:
         name = package.partition(".")[0]
-        name = {"PIL": "pillow", "pydicom": "pydicom 3"}.get(name, name)
+        name = {"PIL": "pillow", "pydicom": "pydicom 3", "sklearn": "scikit-learn"}.get(name, name)
         raise BadInput(
             f"{what}: needs {name}, which is not installed: pip install groupnorm[{extra}]"
         ) from None

@@ -1,11 +1,22 @@
-"""The caches and the memory of this machine."""
+"""The processor, the caches and the memory of this machine."""
 
 import contextlib
 import ctypes
 import os
+import platform
 from pathlib import Path
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+
+
+def cpu_model() -> str:
+    """What the processor calls itself; its architecture where that is not known."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.machine()
 
 
 def caches() -> dict[str, int]:
