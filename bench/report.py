@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,7 @@ def _ratios(
             for i, layout in enumerate(LAYOUTS):
                 case = results.cases.get(Key(direction, dtype, layout, *pair, threads, place))
                 most = limit(pair, i, place)
-                value = case and case[counter]
+                value: float | None = None if case is None else case[counter]
                 beyond = value is not None and most is not None and round(value, 2) > most
                 texts.append("-" if value is None else _marked(f"{value:.2f}", beyond))
             cells.append("-" if set(texts) == {"-"} else " / ".join(texts))
@@ -356,7 +357,7 @@ def fill(text: str, found: dict[str, str], where: str) -> str:
 # --- Plots
 
 
-def _plot_ratios(results: Results, figure: Any, direction: str) -> None:
+def _plot_ratios(results: Results, direction: str, figure: Any) -> None:
     axes = figure.subplots(1, 2, sharey=True)
     pairs = _shapes(results, direction, "f32")
     pairs = [pair for pair in pairs if pair not in SMALL_LIMITS]
@@ -397,7 +398,7 @@ def _plot_sweep(results: Results, figure: Any) -> None:
     ax.legend(fontsize=7)
 
 
-def _plot_compared(results: Results, figure: Any, direction: str) -> None:
+def _plot_compared(results: Results, direction: str, figure: Any) -> None:
     layout = LAYOUTS[0]
     cases = [
         each
@@ -428,13 +429,13 @@ def plot(results: Results, folder: Path) -> list[Path]:
     drawings: list[tuple[str, Callable[[Any], None]]] = []
     for direction in ("forward", "backward"):
         if _shapes(results, direction, "f32"):
-            drawings.append((direction, lambda f, d=direction: _plot_ratios(results, f, d)))
+            drawings.append((direction, partial(_plot_ratios, results, direction)))
         first = ("forward+backward" if direction == "backward" else direction, "f32", LAYOUTS[0])
         if any(key[:3] == first and key[5] == 1 and not key[6] for key in results.compared):
             name = f"compare-{direction}"
-            drawings.append((name, lambda f, d=first[0]: _plot_compared(results, f, d)))
+            drawings.append((name, partial(_plot_compared, results, first[0])))
     if _sweep_shapes(results):
-        drawings.append(("sweep", lambda f: _plot_sweep(results, f)))
+        drawings.append(("sweep", partial(_plot_sweep, results)))
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, draw in drawings:
