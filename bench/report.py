@@ -181,13 +181,19 @@ def _ratios(
                 beyond = value is not None and most is not None and round(value, 2) > most
                 texts.append("-" if value is None else _marked(f"{value:.2f}", beyond))
             cells.append("-" if set(texts) == {"-"} else " / ".join(texts))
-        most_texts = [_limit_text(limit(pair, i, "rotating")) for i in range(len(LAYOUTS))]
-        rows.append([_shape(*pair), *cells, " / ".join(most_texts)])
+        rows.append([_shape(*pair), *cells, _limits_text(pair, limit)])
     return _table(["shape, groups", *_PLACES_HEAD, "at most"], rows) if rows else ""
 
 
-def _limit_text(value: float | None) -> str:
-    return "-" if value is None else f"{value:g}"
+def _limits_text(
+    pair: tuple[str, int], limit: Callable[[tuple[str, int], int, str], float | None]
+) -> str:
+    def both(place: str) -> str:
+        found = [limit(pair, i, place) for i in range(len(LAYOUTS))]
+        return " / ".join("-" if value is None else f"{value:g}" for value in found)
+
+    rotating, hot = both("rotating"), both("hot")
+    return rotating if rotating == hot else f"{rotating}, hot {hot}"
 
 
 def _by_shape(

@@ -30,10 +30,9 @@ struct Options {
 
 void play(Contest& contest, double seconds) {
   using Clock = std::chrono::steady_clock;
-  constexpr int kFewestRounds = 5;
   contest.prepare();
   const auto end = Clock::now() + std::chrono::duration<double>(seconds);
-  for (int round = 0; round < kFewestRounds || Clock::now() < end; ++round) contest.play();
+  while (contest.rounds() < Contest::kFewestRounds || Clock::now() < end) contest.play();
 }
 
 struct Result {

@@ -65,6 +65,7 @@ class Contestant {
   void prepare(Ring& ring);
   // Microseconds a call, of one turn.
   double play(Ring& ring);
+  std::size_t turns() const { return microseconds_.size(); }
   void forget() { microseconds_.clear(); }
 
   const std::string& name() const { return name_; }
@@ -94,10 +95,13 @@ class Contest {
   // a set once.
   void add_copies(const Executor& executor);
 
+  // So many rounds at least, for their median to be one.
+  static constexpr std::size_t kFewestRounds = 5;
   // After the last `add`, before the first round.
   void prepare();
   // One round; microseconds a call of who was added first.
   double play();
+  std::size_t rounds() const { return contestants_.front().turns(); }
   void forget();  // the rounds so far
 
   Quantiles of(const std::string& name) const { return find(name).quantiles(); }
