@@ -8,7 +8,8 @@
 //   backward
 //                        reads two and writes one, so that its copy is of 1.5 tensors
 //   plain_ratio          with an activation: p50_us over that of the same call without it
-//   max_error error_bound    in the units of tests/cases.h
+//   max_error error_bound    in the units of tests/cases.h; of a forward beyond kMostVerified
+//                            elements (the sweep from 1e8 on) in blocks spread over it, else of all
 //   elements set_bytes sets  of the tensor; of all tensors of a call; how many sets rotate
 
 #include <groupnorm/version.h>
@@ -53,7 +54,7 @@ struct Sizes {
   std::int64_t groups;
 };
 
-// In every dtype, layout and direction. docs/performance.md says what must hold for them.
+// In every dtype, layout and direction. bench/report.py says what must hold for them.
 constexpr std::array kShapes{Sizes{"16x32x64x64", 8},    Sizes{"2x320x64x64", 32},
                              Sizes{"1x128x512x512", 32}, Sizes{"2x64x56x56", 32},
                              Sizes{"2x2048x7x7", 32},    Sizes{"1x32x96x96x96", 8},
