@@ -4,20 +4,10 @@
 
 #include <CLI/CLI.hpp>
 #include <functional>
-#include <stdexcept>
+
+#include "bad_input.h"
 
 namespace groupnorm::tools {
-
-// Exit statuses. A command that refuses what it was given throws; main says why and exits with 2.
-inline constexpr int kOk = 0;
-inline constexpr int kWrongResult = 1;
-inline constexpr int kBadInput = 2;
-
-// A command line, file or machine that cannot do what is asked, in one line.
-class BadInput : public std::runtime_error {
- public:
-  using std::runtime_error::runtime_error;
-};
 
 // `run` does what the parsed options say and returns the exit status.
 struct Command {

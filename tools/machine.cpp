@@ -5,7 +5,7 @@
 #include <cstdio>
 #include <fstream>
 
-#include "command.h"
+#include "bad_input.h"
 
 namespace groupnorm::tools {
 namespace {
@@ -46,6 +46,14 @@ Caches caches() {
   ask(_SC_LEVEL3_CACHE_SIZE, &found.l3);
 #endif
   return found;
+}
+
+std::string processor() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    if (line.starts_with("model name")) return line.substr(line.find(':') + 2);
+  }
+  return "unknown";
 }
 
 std::size_t physical_memory() {

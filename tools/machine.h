@@ -14,6 +14,9 @@ struct Caches {
 };
 Caches caches();
 
+// Its model, or "unknown".
+std::string processor();
+
 // Bytes; 0 where the system does not say.
 std::size_t physical_memory();
 

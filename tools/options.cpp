@@ -109,10 +109,6 @@ Plan make_plan(const Spec& spec, const char* target) {
   return plan;
 }
 
-void require_ok(Status status, const Spec& spec) {
-  if (status != Status::ok) throw BadInput(describe(status, spec));
-}
-
 void forward(const Plan& plan, const Forward& args, const Executor& executor) {
   std::vector<std::byte> workspace(plan.workspace_bytes());
   require_ok(plan.forward(args, workspace, executor), plan.spec());

@@ -91,9 +91,6 @@ class EngineOptions {
 // or the best.
 Plan make_plan(const Spec& spec, const char* target);
 
-// Throws BadInput with the rule and the values that broke it.
-void require_ok(Status status, const Spec& spec);
-
 // Plan::forward and Plan::backward with a workspace made for it.
 void forward(const Plan& plan, const Forward& args, const Executor& executor);
 void backward(const Plan& plan, const Backward& args, const Executor& executor);

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import gc
 import itertools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -50,16 +51,27 @@ class Setting:
 
 
 @dataclasses.dataclass(frozen=True)
+class Rival:
+    """A contestant who takes the tensors of a set in a form of its own."""
+
+    view: Callable[[Any], Any]  # a set as `call` takes it; made once, before anything is timed
+    call: Callable[[Any], Any]
+    result: Callable[[Any], Any]  # what `call` returned, as `Arena.errors` takes it
+
+
+@dataclasses.dataclass(frozen=True)
 class Arena:
     """One case, ready to be played."""
 
     sets: Sequence[Any]  # the tensors of a call each, of equal values
+    params: tuple[Any, Any]  # gamma and beta
     calls: Mapping[str, Callable[[Any], Any]]  # by contestant
     errors: Callable[[Mapping[str, Any]], dict[str, float]]  # of their results, in units
     bound: float  # what our error may be
     context: Callable[[], contextlib.AbstractContextManager[Any]]  # of calls
     bytes_moved: int  # read and written by a call
     absent: tuple[str, ...]  # why a contestant that was asked for does not play
+    rivals: Mapping[str, Rival] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +95,11 @@ class Outcome:
     @property
     def wrong(self) -> bool:
         return not self.errors[OURS] <= self.bound
+
+    @property
+    def refused(self) -> list[str]:
+        """Those who were not timed, since they compute something else."""
+        return [name for name in self.errors if self.times and name not in self.times]
 
     def ratio(self, name: str) -> float | None:
         """How many times slower than ours a contestant is."""
@@ -144,17 +161,35 @@ class _Contestant:
         return Times(ordered[count // 2], ordered[count * 99 // 100])
 
 
-def play(case: Case, arena: Arena, seconds: float) -> Outcome:
-    """Checks every contestant's result, then times them: everyone once a round."""
-    kept: list[Any] = [None] * len(arena.sets)
+def _errors(arena: Arena, views: Mapping[str, Sequence[Any]]) -> dict[str, float]:
     with arena.context():
-        errors = arena.errors(
-            {name: call(arena.sets[0]) for name, call in arena.calls.items() if name != COPY}
-        )
+        results = {name: call(arena.sets[0]) for name, call in arena.calls.items() if name != COPY}
+        for name, rival in arena.rivals.items():
+            results[name] = rival.result(rival.call(views[name][0]))
+    return arena.errors(results)
+
+
+def play(case: Case, arena: Arena, seconds: float, rival_bound: float = math.inf) -> Outcome:
+    """Checks every contestant's result, then times them: everyone once a round.
+
+    Nobody is timed if ours is wrong. Another is not timed if its error, in the units of
+    `Arena.errors`, is not within `rival_bound`.
+    """
+    kept: list[Any] = [None] * len(arena.sets)
+    views = {
+        name: [rival.view(each) for each in arena.sets] for name, rival in arena.rivals.items()
+    }
+    errors = _errors(arena, views)
     outcome = Outcome(case, {}, errors, arena.bound, arena.bytes_moved)
     if outcome.wrong:
         return outcome
-    contestants = {name: _Contestant(call, arena.sets, kept) for name, call in arena.calls.items()}
+    calls = {name: (call, arena.sets) for name, call in arena.calls.items()}
+    calls |= {name: (rival.call, views[name]) for name, rival in arena.rivals.items()}
+    contestants = {
+        name: _Contestant(call, sets, kept)
+        for name, (call, sets) in calls.items()
+        if name in (OURS, COPY) or errors[name] <= rival_bound
+    }
     places = itertools.cycle(range(len(arena.sets)))
     collecting = gc.isenabled()
     gc.collect()

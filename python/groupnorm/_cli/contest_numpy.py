@@ -127,6 +127,7 @@ def arena(case: Case, setting: Setting) -> Arena:
 
     return Arena(
         sets=sets,
+        params=(gamma, beta),
         calls={
             OURS: ours,
             "numpy": lambda x: _plain(x, case, setting, gamma, beta),

@@ -199,6 +199,7 @@ def arena(case: Case, setting: Setting) -> Arena:
     )
     return Arena(
         sets=slots,
+        params=(data.gamma, data.beta),
         calls=calls,
         errors=errors,
         bound=oracle.BACKWARD_BOUND

@@ -35,6 +35,15 @@ def caches() -> dict[str, int]:
     return found
 
 
+def processor() -> str:
+    """Its model, or "unknown"."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return "unknown"
+
+
 def keep_freed_memory() -> None:
     """Tells glibc to keep what is freed for the next result, as allocators of servers do.
 

@@ -1,0 +1,489 @@
+"""Tables and plots of what groupnorm_bench and compare.py have written as JSON.
+
+    python bench/report.py build/bench/*.json                                  # print every table
+    python bench/report.py build/bench/*.json --update README.md docs/performance.md
+    python bench/report.py build/bench/*.json --plots docs/plots
+
+--update replaces what stands between `<!-- bench:NAME -->` and `<!-- /bench -->`; NAME is one of
+the tables that are printed. A number beyond its limit, or a rival that is ahead of ours, is bold.
+Several files may hold parts of one table; of a case that occurs twice the last one counts.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from groupnorm._cli.command import BadInput
+from groupnorm._cli.files import pending
+
+LAYOUTS = ("channels_first", "channels_last")
+
+# What must hold for f32, in copies of the same bytes: (shape, groups) to a pair by layout.
+FORWARD_LIMITS = {
+    ("16x32x64x64", 8): (1.3, 1.5),
+    ("2x320x64x64", 32): (1.3, 1.5),
+    ("1x128x512x512", 32): (1.5, 1.6),
+    ("2x64x56x56", 32): (1.3, 1.6),
+    ("2x2048x7x7", 32): (1.6, 2.0),
+    ("1x32x96x96x96", 8): (1.5, 1.6),
+    ("32x256x56x56", 32): (1.2, 1.5),
+}
+BACKWARD_LIMITS = {
+    ("16x32x64x64", 8): (1.6, 1.8),
+    ("2x320x64x64", 32): (1.6, 1.8),
+    ("1x128x512x512", 32): (1.7, 1.8),
+    ("2x64x56x56", 32): (1.6, 1.8),
+    ("2x2048x7x7", 32): (2.2, 2.5),
+    ("1x32x96x96x96", 8): (1.7, 1.8),
+    ("32x256x56x56", 32): (1.4, 1.7),
+}
+IN_PLACE_LIMITS = {("32x256x56x56", 32): (1.0, 1.3), ("1x128x512x512", 32): (1.3, 1.5)}
+HALF_LIMIT = 1.6  # bf16 and f16, in copies of their bytes
+SILU_LIMITS = {"rotating": 1.3, "hot": 1.5}  # of the call without it
+SMALL_LIMITS = {("1x32x8x8", 8): 0.25, ("8x512", 32): 0.8}  # microseconds, one thread, hot
+THREADS_LIMIT = 1.6  # times faster on two threads, where the copy gains that
+SWEEP_LIMIT = 1.2  # the dearest element over the cheapest, past the last-level cache
+
+_NAME = re.compile(
+    r"(?P<direction>forward|backward)(\+(?P<activation>\w+?))?(?P<in_place>,in_place)?"
+    r"/(?P<dtype>\w+)/(?P<layout>\w+)/(?P<shape>[0-9x]+)/g(?P<groups>\d+)"
+    r"/threads:(?P<threads>\d+)/(?P<place>rotating|hot)"
+)
+_MARKED = re.compile(r"(<!-- bench:(?P<name>[\w-]+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Key:
+    """A case of the C++ benchmark."""
+
+    direction: str  # forward, forward+silu, forward,in_place, backward
+    dtype: str
+    layout: str
+    shape: str
+    groups: int
+    threads: int
+    place: str  # rotating, hot
+
+
+@dataclass
+class Results:
+    """All that was read."""
+
+    cases: dict[Key, dict[str, Any]]  # counters
+    compared: dict[tuple[Any, ...], dict[str, Any]]
+    contexts: list[dict[str, Any]]
+
+
+def _key(name: str) -> Key | None:
+    if (found := _NAME.match(name)) is None:
+        return None
+    activation = f"+{found['activation']}" if found["activation"] else ""
+    return Key(
+        direction=found["direction"] + activation + (found["in_place"] or ""),
+        dtype=found["dtype"],
+        layout=found["layout"],
+        shape=found["shape"],
+        groups=int(found["groups"]),
+        threads=int(found["threads"]),
+        place=found["place"],
+    )
+
+
+def read(paths: Iterable[Path]) -> Results:
+    """What the files hold; of a case that occurs twice, the last.
+
+    Raises:
+        BadInput: a file cannot be read, or is neither program's.
+    """
+    results = Results({}, {}, [])
+    for path in paths:
+        try:
+            found = json.loads(path.read_text())
+            results.contexts.append(found["context"])
+            if "benchmarks" in found:
+                for each in found["benchmarks"]:
+                    key = _key(each["name"])
+                    if key is not None and not each.get("error_occurred"):
+                        results.cases[key] = each
+                continue
+            for each in found["cases"]:
+                names = ("direction", "dtype", "layout", "shape", "groups", "threads", "hot")
+                results.compared[tuple(each[name] for name in names)] = each
+        except OSError as error:
+            raise BadInput(f"'{path}': cannot be read: {error.strerror}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadInput(
+                f"'{path}': is not JSON of groupnorm_bench or compare.py ({error!r})"
+            ) from error
+    return results
+
+
+def _shape(text: str, groups: int) -> str:
+    return f"[{text.replace('x', ', ')}], {groups}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def _marked(text: str, mark: bool) -> str:
+    return f"**{text}**" if mark else text
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> str:
+    rule = ["---" if i < words else "---:" for i in range(len(head))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *rows)) + "\n"
+
+
+# --- Of the C++ benchmark: each makes the text of a table, or nothing where there are no cases.
+
+_PLACES = tuple((place, threads) for place in ("rotating", "hot") for threads in (1, 2))
+_PLACES_HEAD = tuple(
+    f"{threads} thread{'s' * (threads > 1)}, {place}" for place, threads in _PLACES
+)
+
+
+def _shapes(results: Results, direction: str, dtype: str) -> list[tuple[str, int]]:
+    """Those of the table in its order: the sweep has shapes of its own."""
+    keys = (key for key in results.cases if (key.direction, key.dtype) == (direction, dtype))
+    sweep = set(_sweep_shapes(results))
+    return [pair for pair in dict.fromkeys((k.shape, k.groups) for k in keys) if pair not in sweep]
+
+
+def _sweep_shapes(results: Results) -> list[tuple[str, int]]:
+    pairs = dict.fromkeys((key.shape, key.groups) for key in results.cases)
+    return [pair for pair in pairs if re.fullmatch(r"\d+x64x(125x125|1562500*)", pair[0])]
+
+
+def _ratios(
+    results: Results,
+    direction: str,
+    dtype: str,
+    counter: str,
+    limit: Callable[[tuple[str, int], int, str], float | None],
+) -> str:
+    """Shapes down, places across, both layouts in a cell; bold beyond `limit`."""
+    rows = []
+    for pair in _shapes(results, direction, dtype):
+        cells = []
+        for place, threads in _PLACES:
+            texts = []
+            for i, layout in enumerate(LAYOUTS):
+                case = results.cases.get(Key(direction, dtype, layout, *pair, threads, place))
+                most = limit(pair, i, place)
+                value: float | None = None if case is None else case[counter]
+                beyond = value is not None and most is not None and round(value, 2) > most
+                texts.append("-" if value is None else _marked(f"{value:.2f}", beyond))
+            cells.append("-" if set(texts) == {"-"} else " / ".join(texts))
+        rows.append([_shape(*pair), *cells, _limits_text(pair, limit)])
+    return _table(["shape, groups", *_PLACES_HEAD, "at most"], rows) if rows else ""
+
+
+def _limits_text(
+    pair: tuple[str, int], limit: Callable[[tuple[str, int], int, str], float | None]
+) -> str:
+    def both(place: str) -> str:
+        found = [limit(pair, i, place) for i in range(len(LAYOUTS))]
+        return " / ".join("-" if value is None else f"{value:g}" for value in found)
+
+    rotating, hot = both("rotating"), both("hot")
+    return rotating if rotating == hot else f"{rotating}, hot {hot}"
+
+
+def _by_shape(
+    limits: dict[tuple[str, int], tuple[float, float]],
+) -> Callable[[tuple[str, int], int, str], float | None]:
+    return lambda pair, i, place: limits[pair][i] if pair in limits else None
+
+
+def _half(pair: tuple[str, int], i: int, place: str) -> float | None:
+    return None if pair in SMALL_LIMITS else HALF_LIMIT
+
+
+def _silu(pair: tuple[str, int], i: int, place: str) -> float | None:
+    return SILU_LIMITS[place]
+
+
+def _small(results: Results) -> str:
+    rows = []
+    for pair, most in SMALL_LIMITS.items():
+        case = results.cases.get(Key("forward", "f32", LAYOUTS[0], *pair, 1, "hot"))
+        if case is not None:
+            time = case["p50_us"]
+            rows.append([_shape(*pair), _marked(_number(time), time > most), f"{most:g}"])
+    return _table(["shape, groups", "us a call", "at most"], rows) if rows else ""
+
+
+def _threads(results: Results) -> str:
+    """What a second thread gains: the call and the copy."""
+    rows = []
+    for pair in _shapes(results, "forward", "f32"):
+        cells = []
+        for layout in LAYOUTS:
+            one, two = (
+                results.cases.get(Key("forward", "f32", layout, *pair, threads, "rotating"))
+                for threads in (1, 2)
+            )
+            if one is None or two is None:
+                cells += ["-", "-"]
+                continue
+            gain = one["p50_us"] / two["p50_us"]
+            copy = one["copy_p50_us"] / two["copy_p50_us"]
+            short = pair[1] == 1 and gain < THREADS_LIMIT <= copy
+            cells += [_marked(f"{gain:.2f}", short), f"{copy:.2f}"]
+        rows.append([_shape(*pair), *cells])
+    head = [f"{layout}: {who}" for layout in LAYOUTS for who in ("call", "copy")]
+    return _table(["shape, groups", *head], rows) if rows else ""
+
+
+def _sweep(results: Results) -> str:
+    """Nanoseconds an element, bold where it is beyond the cheapest that is past the cache."""
+    pairs = _sweep_shapes(results)
+    columns = [(layout, threads) for layout in LAYOUTS for threads in (1, 2)]
+    found: dict[tuple[Any, ...], float] = {}
+    past: dict[tuple[Any, ...], float] = {}
+    last = max((int(each.get("last_level_cache", 0)) for each in results.contexts), default=0)
+    for pair in pairs:
+        family = pair[0].count("x")
+        for layout, threads in columns:
+            case = results.cases.get(Key("forward", "f32", layout, *pair, threads, "rotating"))
+            if case is None:
+                continue
+            each = case["p50_us"] * 1e3 / case["elements"]
+            found[pair, layout, threads] = each
+            if case["set_bytes"] > last:
+                key = (family, layout, threads)
+                past[key] = min(past.get(key, each), each)
+    rows = []
+    for pair in pairs:
+        cells = []
+        for layout, threads in columns:
+            value = found.get((pair, layout, threads))
+            least = past.get((pair[0].count("x"), layout, threads))
+            beyond = value is not None and least is not None and value > SWEEP_LIMIT * least
+            cells.append("-" if value is None else _marked(f"{value:.3f}", beyond))
+        rows.append([_shape(*pair), *cells])
+    head = [f"{layout}, {threads} thread{'s' * (threads > 1)}" for layout, threads in columns]
+    return _table(["shape, groups", *head], rows) if rows else ""
+
+
+# --- Of compare.py
+
+
+def _compared(results: Results, direction: str, dtype: str, layout: str) -> str:
+    cases = [
+        each
+        for key, each in results.compared.items()
+        if key[:3] == (direction, dtype, layout) and not each["hot"]
+    ]
+    cases.sort(key=lambda each: each["threads"])
+    names = list(dict.fromkeys(name for each in cases for name in each["contestants"]))
+    names = ["ours", *(name for name in names if name not in ("ours", "copy")), "copy"]
+    rows = []
+    for case in cases:
+        contestants = case["contestants"]
+        ours = contestants["ours"]["p50_us"]
+        cells = []
+        for name in names:
+            if name not in contestants:
+                cells.append("-")
+                continue
+            each = contestants[name]
+            ahead = name != "copy" and each["p50_us"] < ours
+            error = each["max_error_eps"]
+            text = _marked(_number(each["p50_us"]), ahead)
+            cells.append(text if error is None else f"{text} ({_number(error)})")
+        rows.append([_shape(case["shape"], case["groups"]), str(case["threads"]), *cells])
+    return _table(["shape, groups", "threads", *names], rows) if rows else ""
+
+
+def _skipped(results: Results) -> str:
+    rows = dict.fromkeys(
+        (name, why) for each in results.compared.values() for name, why in each["skipped"].items()
+    )
+    return _table(["rival", "does not play where"], sorted(rows), words=2) if rows else ""
+
+
+def tables(results: Results) -> dict[str, str]:
+    """Markdown by the name of the table; those without any case are missing."""
+    found = {
+        "forward": _ratios(results, "forward", "f32", "copy_ratio", _by_shape(FORWARD_LIMITS)),
+        "backward": _ratios(results, "backward", "f32", "copy_ratio", _by_shape(BACKWARD_LIMITS)),
+        "in-place": _ratios(
+            results, "forward,in_place", "f32", "copy_ratio", _by_shape(IN_PLACE_LIMITS)
+        ),
+        "silu": _ratios(results, "forward+silu", "f32", "plain_ratio", _silu),
+        "small": _small(results),
+        "threads": _threads(results),
+        "sweep": _sweep(results),
+    }
+    for dtype in ("bf16", "f16"):
+        found[f"forward-{dtype}"] = _ratios(results, "forward", dtype, "copy_ratio", _half)
+        found[f"backward-{dtype}"] = _ratios(results, "backward", dtype, "copy_ratio", _half)
+    for direction, dtype, layout in dict.fromkeys(key[:3] for key in results.compared):
+        name = f"compare-{direction}-{dtype}-{layout}".replace("+", "-").replace("_", "-")
+        found[name] = _compared(results, direction, dtype, layout)
+    found["compare-skipped"] = _skipped(results)
+    found["machine"] = _machine(results)
+    return {name: text for name, text in found.items() if text}
+
+
+def _machine(results: Results) -> str:
+    """One line on what all of it was measured."""
+    seen: dict[str, None] = {}
+    for context in results.contexts:
+        versions = context.get("versions") or {"groupnorm": context.get("groupnorm", "unknown")}
+        words = ", ".join(f"{name} {version}" for name, version in versions.items())
+        last = int(context.get("last_level_cache", 0)) >> 20
+        where = f"{context.get('processor', 'unknown')}, {last} MB last-level cache"
+        seen[f"{where}, {context.get('target', 'unknown')}; {words}."] = None
+    return "\n".join(seen) + "\n"
+
+
+def fill(text: str, found: dict[str, str], where: str) -> str:
+    """`text` with the tables between its markers.
+
+    Raises:
+        BadInput: it names a table that there is not, or has no markers.
+    """
+    names = [match["name"] for match in _MARKED.finditer(text)]
+    if not names:
+        raise BadInput(f"'{where}': has no <!-- bench:NAME --> ... <!-- /bench -->")
+    if missing := [name for name in names if name not in found]:
+        raise BadInput(f"'{where}': asks for table {missing[0]}; there are: {', '.join(found)}")
+    return _MARKED.sub(lambda match: match[1] + found[match["name"]] + match[3], text)
+
+
+# --- Plots
+
+
+def _plot_ratios(results: Results, direction: str, figure: Any) -> None:
+    axes = figure.subplots(1, 2, sharey=True)
+    pairs = _shapes(results, direction, "f32")
+    pairs = [pair for pair in pairs if pair not in SMALL_LIMITS]
+    for threads, ax in zip((1, 2), axes, strict=True):
+        for i, layout in enumerate(LAYOUTS):
+            cases = (
+                results.cases.get(Key(direction, "f32", layout, *pair, threads, "rotating"))
+                for pair in pairs
+            )
+            ratios = [case["copy_ratio"] if case else 0 for case in cases]
+            ax.barh([row + 0.4 * i for row in range(len(pairs))], ratios, 0.4, label=layout)
+        ax.axvline(1, color="black", linewidth=0.8, linestyle=":")
+        ax.set_title(f"{direction}, f32, rotating, {threads} threads", fontsize=8)
+        ax.set_xlabel("copies of the same bytes", fontsize=8)
+    axes[0].set_yticks(
+        [row + 0.2 for row in range(len(pairs))], [_shape(*pair) for pair in pairs], fontsize=7
+    )
+    axes[0].invert_yaxis()
+    axes[0].legend(fontsize=7)
+
+
+def _plot_sweep(results: Results, figure: Any) -> None:
+    ax = figure.subplots()
+    pairs = _sweep_shapes(results)
+    for by, sizes in (("examples", 3), ("positions", 2)):
+        for layout in LAYOUTS:
+            cases = [
+                results.cases.get(Key("forward", "f32", layout, *pair, 1, "rotating"))
+                for pair in pairs
+                if pair[0].count("x") == sizes
+            ]
+            points = [(c["elements"], c["p50_us"] * 1e3 / c["elements"]) for c in cases if c]
+            ax.plot(*zip(*points, strict=True), marker="o", label=f"{layout}, more {by}")
+    ax.set_xscale("log")
+    ax.set_ylim(bottom=0)
+    ax.set_xlabel("elements")
+    ax.set_ylabel("ns an element, 1 thread, rotating")
+    ax.legend(fontsize=7)
+
+
+def _plot_compared(results: Results, direction: str, figure: Any) -> None:
+    layout = LAYOUTS[0]
+    cases = [
+        each
+        for key, each in results.compared.items()
+        if key[:3] == (direction, "f32", layout) and key[5] == 1 and not each["hot"]
+    ]
+    names = list(dict.fromkeys(name for each in cases for name in each["contestants"]))
+    names.remove("copy")
+    ax = figure.subplots()
+    height = 0.8 / len(names)
+    for i, name in enumerate(names):
+        found = (each["contestants"].get(name) for each in cases)
+        lengths = [each["copies"] if each else 0 for each in found]
+        rows = [row + i * height for row in range(len(cases))]
+        ax.barh(rows, lengths, height, label=name)
+    labels = [_shape(each["shape"], each["groups"]) for each in cases]
+    ax.set_yticks([row + 0.4 - height / 2 for row in range(len(cases))], labels, fontsize=7)
+    ax.invert_yaxis()
+    ax.axvline(1, color="black", linewidth=0.8, linestyle=":")
+    ax.set_xlabel(f"{direction}, f32, {layout}, 1 thread, rotating: copies of the same bytes")
+    ax.legend(fontsize=7)
+
+
+def plot(results: Results, folder: Path) -> list[Path]:
+    """Draws what there are results for; the files that were written."""
+    from matplotlib.figure import Figure
+
+    drawings: list[tuple[str, Callable[[Any], None]]] = []
+    for direction in ("forward", "backward"):
+        if _shapes(results, direction, "f32"):
+            drawings.append((direction, partial(_plot_ratios, results, direction)))
+        first = ("forward+backward" if direction == "backward" else direction, "f32", LAYOUTS[0])
+        if any(key[:3] == first and key[5] == 1 and not key[6] for key in results.compared):
+            name = f"compare-{direction}"
+            drawings.append((name, partial(_plot_compared, results, first[0])))
+    if _sweep_shapes(results):
+        drawings.append(("sweep", partial(_plot_sweep, results)))
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, draw in drawings:
+        figure = Figure(figsize=(9, 5), layout="constrained")
+        draw(figure)
+        path = folder / f"{name}.png"
+        with pending(path) as temporary:
+            figure.savefig(temporary, dpi=120)
+        written.append(path)
+    return written
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("json", nargs="+", type=Path)
+    parser.add_argument("--update", nargs="+", type=Path, metavar="FILE", default=[])
+    parser.add_argument("--plots", type=Path, metavar="FOLDER")
+    options = parser.parse_args(arguments)
+    try:
+        results = read(options.json)
+        found = tables(results)
+        texts = {}
+        for path in options.update:  # all of them, before one is written
+            if not path.is_file():
+                raise BadInput(f"--update: '{path}': is not a file")
+            texts[path] = fill(path.read_text(), found, str(path))
+        for path, text in texts.items():
+            with pending(path) as temporary:
+                temporary.write_text(text)
+        written = plot(results, options.plots) if options.plots else []
+    except BadInput as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 2
+    if not options.update and not options.plots:
+        for name, text in found.items():
+            print(f"<!-- bench:{name} -->\n{text}<!-- /bench -->\n")
+    for path in (*texts, *written):
+        print(f"wrote    {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
