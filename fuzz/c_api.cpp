@@ -1,6 +1,6 @@
 // Hostile arguments for the C interface: enumerators, sizes, strides and struct sizes out of range;
-// null, misaligned and overlapping pointers. Rules of its own, written from groupnorm.h, say what must
-// be refused. A refused call changes no byte, an accepted one changes its outputs alone.
+// null, misaligned and overlapping pointers. Rules of its own, written from groupnorm.h, say what
+// must be refused. A refused call changes no byte, an accepted one changes its outputs alone.
 #include <groupnorm/groupnorm.h>
 
 #include <fuzzer/FuzzedDataProvider.h>
@@ -37,7 +37,7 @@ struct Later {
 
 template <class Struct>
 void spoil_size(From& from, Later<Struct>* later) {
-  constexpr std::size_t kSizes[] = {0, 1, 8, sizeof(Struct) - 1, sizeof(Later<Struct>) + 4096,
+  constexpr std::size_t kSizes[] = {0,       1, 8, sizeof(Struct) - 1, sizeof(Later<Struct>) + 4096,
                                     SIZE_MAX};
   later->more.fill(0);
   if (!from.ConsumeBool() || !from.ConsumeBool()) return;
@@ -286,14 +286,15 @@ void forward(From& from, const gn_plan& plan, const gn_spec& spec) {
                        {args.given_mean, sizes.statistics, 8},
                        {args.given_rstd, sizes.statistics, 8}}};
   const bool given = spec.given_statistics != 0;
-  const bool has_given = args.given_rstd != nullptr && (spec.center == 0 || args.given_mean != nullptr);
+  const bool has_given =
+      args.given_rstd != nullptr && (spec.center == 0 || args.given_mean != nullptr);
   const bool statistics = given ? has_given && args.mean == nullptr && args.rstd == nullptr
                                 : args.given_mean == nullptr && args.given_rstd == nullptr;
   const bool room = workspace.bytes >= needed && (needed == 0 || workspace.data != nullptr);
   const bool threads = alone || (executor.threads >= 1 && executor.threads <= 1024);
   const bool tensors = args.x != nullptr && args.y != nullptr && statistics && room;
-  const bool good = size_is_good(later) && threads &&
-                    (is_empty(spec.shape) || (tensors && memory.is_good()));
+  const bool good =
+      size_is_good(later) && threads && (is_empty(spec.shape) || (tensors && memory.is_good()));
   const Memory nothing;
   expect(good, is_empty(spec.shape) ? nothing : memory, "gn_forward", [&] {
     return gn_forward(&plan, &args, workspace.data, workspace.bytes, alone ? nullptr : &executor);
@@ -307,7 +308,8 @@ void backward(From& from, const gn_plan& plan, const gn_spec& spec) {
   gn_backward_args_init(&args);
   args.x = take_pointer<void>(from, sizes.tensor);
   args.dy = take_pointer<void>(from, sizes.tensor);
-  args.dx = from.ConsumeBool() ? const_cast<void*>(args.dy) : take_pointer<void>(from, sizes.tensor);
+  args.dx =
+      from.ConsumeBool() ? const_cast<void*>(args.dy) : take_pointer<void>(from, sizes.tensor);
   args.gamma = take_pointer<void>(from, sizes.params);
   args.beta = take_pointer<void>(from, sizes.params);
   args.mean = take_pointer<double>(from, sizes.statistics);

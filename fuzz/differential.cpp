@@ -1,6 +1,6 @@
-// Bytes -> Spec, data, misalignment and threads. On every instruction set of the machine, forward and
-// backward agree with the reference within a derived bound, and have the same bits on any number of
-// threads, on misaligned memory and in place.
+// Bytes -> Spec, data, misalignment and threads. On every instruction set of the machine, forward
+// and backward agree with the reference within a derived bound, and have the same bits on any
+// number of threads, on misaligned memory and in place.
 #include <groupnorm/groupnorm.hpp>
 
 #include <fuzzer/FuzzedDataProvider.h>
@@ -29,7 +29,7 @@ using testing::GradientData;
 enum class Values {
   normal,  // N(mean, deviation): the bounds of tests/cases.h hold as they are
   grid,    // mean + whole multiples of a step, from the input: bounds as derived below
-  bits,    // any bits at all, NaN and infinities among them: forward as grid, backward its bits alone
+  bits,  // any bits at all, NaN and infinities among them: forward as grid, backward its bits alone
   kMaxValue = bits
 };
 
@@ -54,11 +54,12 @@ std::int64_t divisor(FuzzedDataProvider& from, std::int64_t size) {
 
 // Small as a rule; at times large enough for several chunks, threads and streaming stores.
 Shape take_shape(FuzzedDataProvider& from) {
-  constexpr std::int64_t kElements[] = {16, 64, 64, 64, 256, 256, 256, 256,
+  constexpr std::int64_t kElements[] = {16,  64,  64,  64,  256,  256,  256,  256,
                                         512, 512, 512, 512, 1024, 1024, 4096, 40000};
   const std::int64_t most = from.PickValueInArray(kElements);
   const auto n = from.ConsumeIntegralInRange<std::int64_t>(1, 5);
-  const auto c = from.ConsumeIntegralInRange<std::int64_t>(1, std::min<std::int64_t>(700, most / n));
+  const auto c =
+      from.ConsumeIntegralInRange<std::int64_t>(1, std::min<std::int64_t>(700, most / n));
   return {n, c, from.ConsumeIntegralInRange<std::int64_t>(1, most / (n * c))};
 }
 
@@ -148,7 +149,8 @@ Data make_data(const Input& input) {
 // ---- Bounds for data that was made to hurt ------------------------------------------------------
 //
 // docs/numerics.md: a sum is at most 40 roundings in f32 long (f64: as long as the block), and a
-// pilot lies within two deviations of the mean. Where all roundings have one sign, with u = eps / 2,
+// pilot lies within two deviations of the mean. Where all roundings have one sign, with u = eps /
+// 2,
 //   mean, in deviations:  41 u mean|d| <= 41 u sqrt(5)                      = 46 eps
 //   rstd, relative:       (42 u * 5 + 2 * 2 * 41 u sqrt(5)) / 2             = 145 eps
 // and the 3 of applying: below 5 eps for each rounding of the chain. Gradients have no pilot: a sum
@@ -211,8 +213,8 @@ void check_values(const Input& input, const detail::ReferenceResult& exact, cons
     // mean_lo * a is rounded on its own; f64 has no mean_lo.
     const double lost = std::fabs(exact.mean[block]) * exact.rstd[block] *
                         (spec.data == DType::f64 ? eps : eps * eps);
-    const double allowed = kLargestGamma * kLargestSlope *
-                           (5 * chain(spec) * eps * exact.scale[i] + lost);
+    const double allowed =
+        kLargestGamma * kLargestSlope * (5 * chain(spec) * eps * exact.scale[i] + lost);
     const double actual = detail::load_element(spec.data, data.y.data(), index);
     check(near(spec.data, actual, exact.y[i], allowed),
           "y[" + std::to_string(i) + "] is " + std::to_string(actual) + ", not " +
@@ -288,10 +290,10 @@ void check_gradient(const Input& input, const detail::ReferenceGradient& exact,
                           std::int64_t i, double value, double scale) {
     const double actual = detail::load_element(dtype, tensor.data(), i);
     const double allowed = (4 + 3 * chain(spec) / 2) * eps_of(dtype) * scale;
-    check(near(dtype, actual, value, allowed),
-          std::string(name) + "[" + std::to_string(i) + "] is " + std::to_string(actual) +
-              ", not " + std::to_string(value) + " within " + std::to_string(allowed) + ", " +
-              where);
+    check(near(dtype, actual, value, allowed), std::string(name) + "[" + std::to_string(i) +
+                                                   "] is " + std::to_string(actual) + ", not " +
+                                                   std::to_string(value) + " within " +
+                                                   std::to_string(allowed) + ", " + where);
   };
   for (std::size_t i = 0; i < exact.dx.size(); ++i) {
     const auto index = static_cast<std::int64_t>(i);

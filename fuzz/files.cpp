@@ -1,6 +1,6 @@
-// Files and command lines that nobody expects. The input is a .npy file and the words of a command line
-// that reads it: no crash, one of the exit statuses, and after a refusal no file that was not there
-// before. A file that can be read is written and read again as it was.
+// Files and command lines that nobody expects. The input is a .npy file and the words of a command
+// line that reads it: no crash, one of the exit statuses, and after a refusal no file that was not
+// there before. A file that can be read is written and read again as it was.
 #include <unistd.h>
 
 #include <fuzzer/FuzzedDataProvider.h>
@@ -56,21 +56,62 @@ class Directory {
 };
 
 void write_file(const char* name, const std::vector<char>& bytes) {
-  std::ofstream(name, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  std::ofstream(name, std::ios::binary)
+      .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
 }
 
 // `check` and `bench` do nothing with files, and would take as long as a fuzzer asks them to.
-constexpr const char* kCommands[] = {"run", "run", "run", "run", "groups", "info", "--help",
-                                     "--version", ""};
+constexpr const char* kCommands[] = {"run",  "run",    "run",       "run", "groups",
+                                     "info", "--help", "--version", ""};
 // "/dev/full" has no room, "." is a directory, "x.npy" is what is read.
-constexpr const char* kWords[] = {
-    "x.npy",     "p.npy",     "y.npy",  "-o",        "y.npy",       "s.npy",         "none/y.npy",
-    "/dev/full", ".",         "--norm", "group",     "layer",       "instance",      "batch",
-    "rms",       "--groups",  "1",      "2",         "0",           "-3",            "320",
-    "1e-5",      "--eps",     "nan",    "--layout",  "channels_last", "--activation", "silu",
-    "gelu_tanh", "--gamma",   "--beta", "--stats",   "--correction", "--threads",    "--target",
-    "scalar",    "avx2",      "--report", "--reference", "--json",   "--help",       "--nosuch",
-    "ghost_batch", "batch_group", "group_rms", "99999999999999999999", "=", ""};
+constexpr const char* kWords[] = {"x.npy",
+                                  "p.npy",
+                                  "y.npy",
+                                  "-o",
+                                  "y.npy",
+                                  "s.npy",
+                                  "none/y.npy",
+                                  "/dev/full",
+                                  ".",
+                                  "--norm",
+                                  "group",
+                                  "layer",
+                                  "instance",
+                                  "batch",
+                                  "rms",
+                                  "--groups",
+                                  "1",
+                                  "2",
+                                  "0",
+                                  "-3",
+                                  "320",
+                                  "1e-5",
+                                  "--eps",
+                                  "nan",
+                                  "--layout",
+                                  "channels_last",
+                                  "--activation",
+                                  "silu",
+                                  "gelu_tanh",
+                                  "--gamma",
+                                  "--beta",
+                                  "--stats",
+                                  "--correction",
+                                  "--threads",
+                                  "--target",
+                                  "scalar",
+                                  "avx2",
+                                  "--report",
+                                  "--reference",
+                                  "--json",
+                                  "--help",
+                                  "--nosuch",
+                                  "ghost_batch",
+                                  "batch_group",
+                                  "group_rms",
+                                  "99999999999999999999",
+                                  "=",
+                                  ""};
 
 // Of free words only the name of a file might do harm: it has no directory.
 std::string take_word(FuzzedDataProvider& from) {
@@ -145,7 +186,8 @@ void run(FuzzedDataProvider& from) {
   round_trip();
   const std::vector<std::string> before = directory.files();
   const int status = run(words);
-  check(status >= tools::kOk && status <= tools::kBadInput, "exit status " + std::to_string(status));
+  check(status >= tools::kOk && status <= tools::kBadInput,
+        "exit status " + std::to_string(status));
   const std::vector<std::string> after = directory.files();
   if (status == tools::kBadInput) check(after == before, "a refused command left a file");
   for (const std::string& name : after) {

@@ -1,6 +1,6 @@
-// What the edge build has in place of kernels/*.cpp: forward on f32, by the instruction set that the
-// compiler was given. Nothing is detected and no environment is read. A linker keeps all that a table
-// names, so what is not named here costs nothing.
+// What the edge build has in place of kernels/*.cpp: forward on f32, by the instruction set that
+// the compiler was given. Nothing is detected and no environment is read. A linker keeps all that a
+// table names, so what is not named here costs nothing.
 #include "kernels/targets.h"
 // Highway reads it.
 #include "kernels/apply-inl.h"

@@ -1,4 +1,5 @@
-// The edge build against the reference, on every case that it takes; the others it refuses in words.
+// The edge build against the reference, on every case that it takes; the others it refuses in
+// words.
 #include <groupnorm/groupnorm.hpp>
 
 #include <cstdio>

@@ -1,5 +1,5 @@
-/* What an edge program is: f32, channels first, C, memory of its own. Exit status 0: every group of y
- * has mean 0. */
+/* What an edge program is: f32, channels first, C, memory of its own. Exit status 0: every group of
+ * y has mean 0. */
 #include <groupnorm/groupnorm.h>
 
 enum { kN = 1, kC = 32, kS = 64, kGroups = 8, kGroup = kC / kGroups * kS, kSize = kN * kC * kS };

@@ -60,7 +60,9 @@ def main() -> int:
     options = parser.parse_args()
 
     adds = loaded_bytes(options.with_library) - loaded_bytes(options.without)
-    print(f"{adds} bytes more than the same program without the library, of {options.most} allowed:")
+    print(
+        f"{adds} bytes more than the same program without the library, of {options.most} allowed:"
+    )
     parts = sections(options.map, options.library.name)
     for (member, kind), size in parts.most_common():
         print(f"{size:8} {kind:8} {member}")

@@ -1,5 +1,5 @@
-// Every allocation is made to fail once. The engine goes on without what it wanted memory for; the layers
-// throw std::bad_alloc, and are afterwards as they were.
+// Every allocation is made to fail once. The engine goes on without what it wanted memory for; the
+// layers throw std::bad_alloc, and are afterwards as they were.
 #include "engine.h"
 
 #include <groupnorm/groupnorm.h>
@@ -52,7 +52,7 @@ void operator delete(void* memory, std::align_val_t) noexcept { release(memory);
 void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { release(memory); }
 
 // The linker sends calls of calloc here, and those of __real_calloc to calloc.
-extern "C" void* __real_calloc(std::size_t count, std::size_t size);  // NOLINT: the linker's name
+extern "C" void* __real_calloc(std::size_t count, std::size_t size);   // NOLINT: the linker's name
 extern "C" void* __wrap_calloc(std::size_t count, std::size_t size) {  // NOLINT
   return fails() ? nullptr : __real_calloc(count, size);
 }
@@ -60,8 +60,8 @@ extern "C" void* __wrap_calloc(std::size_t count, std::size_t size) {  // NOLINT
 namespace groupnorm::testing {
 namespace {
 
-// Runs `action` with the first allocation failing, then the second, until it needs no more; after each
-// failure calls `failed`. Says how many there were.
+// Runs `action` with the first allocation failing, then the second, until it needs no more; after
+// each failure calls `failed`. Says how many there were.
 template <class Action, class Failed>
 std::int64_t fail_each(const Action& action, const Failed& failed) {
   for (std::int64_t i = 0;; ++i) {
@@ -96,12 +96,12 @@ TEST(Allocation, FailsInALayer) {
   const Tensor x = ramp();
   GroupNormalization gn(4, 8);
   const Tensor expected = gn.forward(x);
-  const std::int64_t failures = fail_each(
-      [&] { GroupNormalization(4, 8).forward(x); },
-      [&] {
-        const Tensor y = gn.forward(x);
-        EXPECT_TRUE(same_bytes(y.data<float>(), expected.data<float>()));
-      });
+  const std::int64_t failures =
+      fail_each([&] { GroupNormalization(4, 8).forward(x); },
+                [&] {
+                  const Tensor y = gn.forward(x);
+                  EXPECT_TRUE(same_bytes(y.data<float>(), expected.data<float>()));
+                });
   EXPECT_GT(failures, 3);
   RecordProperty("failures", static_cast<int>(failures));
 }
@@ -167,8 +167,8 @@ TEST(Allocation, FailsInAPoolThatForkedProcessesStart) {
       const Status status = plan.forward(data.forward, workspace, pool(4));
       const bool reached = before_failure.load() < 0;
       before_failure = kNever;
-      const bool right = status == Status::ok &&
-                         std::memcmp(data.y.data(), expected.y.data(), data.y.size()) == 0;
+      const bool right =
+          status == Status::ok && std::memcmp(data.y.data(), expected.y.data(), data.y.size()) == 0;
       std::exit(!right ? kWrong : reached ? kReached : kNotReached);
     }
     int status = 0;

@@ -1,5 +1,5 @@
-// 32 callers at once, forward and backward, on shared Plans and on Plans of their own, by the pool and by
-// themselves; every output is compared. GROUPNORM_LONG_TESTS=1: for a minute.
+// 32 callers at once, forward and backward, on shared Plans and on Plans of their own, by the pool
+// and by themselves; every output is compared. GROUPNORM_LONG_TESTS=1: for a minute.
 #include "engine.h"
 
 #include <atomic>
@@ -16,38 +16,46 @@ constexpr int kCallers = 32;
 class Work {
  public:
   explicit Work(const Case& c)
-      : case_(c), plan_(make_plan(c.spec, nullptr)), data_(make_data(c, 3)),
+      : plan_(make_plan(c.spec, nullptr)),
+        data_(make_data(c, 3)),
         gradient_(make_gradient_data(c, 3)) {
-    EXPECT_TRUE(forward(plan_, data_, {}));
-    EXPECT_TRUE(backward(plan_, gradient_, {}));
+    EXPECT_TRUE(forward(plan_, data_.forward, {}));
+    EXPECT_TRUE(backward(plan_, gradient_.backward, {}));
   }
 
-  // `own`: by a Plan made for this call.
+  // Into outputs of its own; `own`: by a Plan made for this call.
   bool repeat(bool own, const Executor& executor) const {
     Plan plan = plan_;
-    if (own && Plan::make(case_.spec, &plan) != Status::ok) return false;
-    Data data = make_data(case_, 3);
-    GradientData gradient = make_gradient_data(case_, 3);
-    return forward(plan, data, executor) && same(data.y, data_.y) && data.mean == data_.mean &&
-           data.rstd == data_.rstd && backward(plan, gradient, executor) &&
-           same(gradient.dx, gradient_.dx) && same(gradient.dgamma, gradient_.dgamma) &&
-           same(gradient.dbeta, gradient_.dbeta);
+    if (own && Plan::make(plan_.spec(), &plan) != Status::ok) return false;
+    Buffer y(data_.y.size()), dx(gradient_.dx.size());
+    Buffer dgamma(gradient_.dgamma.size()), dbeta(gradient_.dbeta.size());
+    std::vector<double> mean(data_.mean.size()), rstd(mean.size());
+    Forward forward_args = data_.forward;
+    forward_args.y = y.data();
+    forward_args.mean = mean.data();
+    forward_args.rstd = rstd.data();
+    Backward backward_args = gradient_.backward;
+    backward_args.dx = dx.data();
+    backward_args.dgamma = dgamma.data();
+    backward_args.dbeta = dbeta.data();
+    return forward(plan, forward_args, executor) && same(y, data_.y) && mean == data_.mean &&
+           rstd == data_.rstd && backward(plan, backward_args, executor) &&
+           same(dx, gradient_.dx) && same(dgamma, gradient_.dgamma) && same(dbeta, gradient_.dbeta);
   }
 
  private:
   static bool same(const Buffer& a, const Buffer& b) {
     return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size()) == 0;
   }
-  static bool forward(const Plan& plan, const Data& data, const Executor& executor) {
+  static bool forward(const Plan& plan, const Forward& args, const Executor& executor) {
     std::vector<std::byte> workspace(plan.workspace_bytes());
-    return plan.forward(data.forward, workspace, executor) == Status::ok;
+    return plan.forward(args, workspace, executor) == Status::ok;
   }
-  static bool backward(const Plan& plan, const GradientData& data, const Executor& executor) {
+  static bool backward(const Plan& plan, const Backward& args, const Executor& executor) {
     std::vector<std::byte> workspace(plan.backward_workspace_bytes());
-    return plan.backward(data.backward, workspace, executor) == Status::ok;
+    return plan.backward(args, workspace, executor) == Status::ok;
   }
 
-  Case case_;
   Plan plan_;
   Data data_;
   GradientData gradient_;

@@ -1,5 +1,5 @@
-/* Preloaded: the allocation whose number FAIL_MALLOC gives (from 0) answers that there is no memory.
- * At exit, the file that FAIL_MALLOC_COUNT names holds how many allocations there were. */
+/* Preloaded: the allocation whose number FAIL_MALLOC gives (from 0) answers that there is no
+ * memory. At exit, the file that FAIL_MALLOC_COUNT names holds how many allocations there were. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdatomic.h>

@@ -32,9 +32,9 @@ std::size_t stack_of(const std::function<void()>& action) {
   if (error == 0) pthread_join(thread, nullptr);
   pthread_attr_destroy(&attributes);
   const std::byte* const end = stack.data() + kStack;
-  return static_cast<std::size_t>(
-      end - std::find_if(stack.data(), stack.data() + kStack,
-                         [](std::byte byte) { return byte != kUntouched; }));
+  return static_cast<std::size_t>(end -
+                                  std::find_if(stack.data(), stack.data() + kStack,
+                                               [](std::byte byte) { return byte != kUntouched; }));
 }
 
 // 64 KB are as much as the smallest stacks in use, those of musl's threads, can spare of their 128.

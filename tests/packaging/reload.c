@@ -1,5 +1,5 @@
-/* reload LIBRARY: loads the shared library, runs its threads and unloads it, twenty times. Each time the
- * result is the same, no thread is left, and nothing of the library stays mapped. */
+/* reload LIBRARY: loads the shared library, runs its threads and unloads it, twenty times. Each
+ * time the result is the same, no thread is left, and nothing of the library stays mapped. */
 #define _GNU_SOURCE
 #include <groupnorm/groupnorm.h>
 
@@ -25,7 +25,8 @@ static int is_mapped(const char* name) {
   static char line[4096];
   int found = 0;
   FILE* const maps = fopen("/proc/self/maps", "r");
-  while (maps != NULL && fgets(line, sizeof line, maps) != NULL) found |= strstr(line, name) != NULL;
+  while (maps != NULL && fgets(line, sizeof line, maps) != NULL)
+    found |= strstr(line, name) != NULL;
   if (maps != NULL) fclose(maps);
   return found;
 }
