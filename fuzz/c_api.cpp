@@ -25,7 +25,7 @@ __extension__ using Wide = __int128;
 constexpr Wide kMost = INT64_MAX;
 
 // All memory that calls get lies in here.
-constexpr std::size_t kArena = std::size_t{1} << 16;
+constexpr std::size_t kArena = std::size_t{1} << 15;
 alignas(64) std::array<std::uint8_t, kArena> arena;
 
 // A struct of the caller's, perhaps of a later version, which has something behind it.
