@@ -55,7 +55,7 @@ std::int64_t divisor(FuzzedDataProvider& from, std::int64_t size) {
 // Small as a rule; at times large enough for several chunks, threads and streaming stores.
 Shape take_shape(FuzzedDataProvider& from) {
   constexpr std::int64_t kElements[] = {16,  64,  64,  64,  256,  256,  256,  256,
-                                        512, 512, 512, 512, 1024, 1024, 4096, 40000};
+                                        512, 512, 512, 512, 1024, 1024, 4096, 20000};
   const std::int64_t most = from.PickValueInArray(kElements);
   const auto n = from.ConsumeIntegralInRange<std::int64_t>(1, 5);
   const auto c =
