@@ -18,3 +18,7 @@ add_library(groupnorm_highway INTERFACE)
 target_include_directories(groupnorm_highway SYSTEM INTERFACE ${highway_include})
 # Highway's debug assertions call into its library; ours are the tests.
 target_compile_definitions(groupnorm_highway INTERFACE HWY_IS_DEBUG_BUILD=0)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^arm" AND CMAKE_SIZEOF_VOID_P EQUAL 4)
+  # 32-bit NEON has no vectors of double: portable code.
+  target_compile_definitions(groupnorm_highway INTERFACE HWY_COMPILE_ONLY_EMU128)
+endif()

@@ -1,3 +1,5 @@
+#include "groups.h"
+
 #include <groupnorm/groupnorm.h>
 #include <groupnorm/groupnorm.hpp>
 #include <groupnorm/layers.hpp>
@@ -57,6 +59,7 @@ static_assert(same(GN_STATUS_OVERLAP, Status::overlap));
 static_assert(same(GN_STATUS_WORKSPACE_TOO_SMALL, Status::workspace_too_small));
 static_assert(same(GN_STATUS_EXECUTOR, Status::executor));
 static_assert(same(GN_STATUS_NOT_PLANNED, Status::not_planned));
+static_assert(same(GN_STATUS_NOT_BUILT, Status::not_built));
 
 // A number from C as an enumerator. What does not fit becomes 255, which no enumeration has and
 // which the engine refuses; a plain cast would wrap round to a number that it accepts.
@@ -184,7 +187,7 @@ gn_block gn_batch_group_norm(gn_shape shape, int64_t groups) {
 
 int64_t gn_suggest_groups(int64_t channels, const char** reason) {
   if (channels < 1) return 0;
-  const GroupSuggestion suggestion = suggest_groups(channels);
+  const GroupSuggestion suggestion = detail::nearest_groups(channels);
   if (reason != nullptr) *reason = suggestion.reason;
   return suggestion.groups;
 }

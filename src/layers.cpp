@@ -1,6 +1,7 @@
 #include <groupnorm/layers.hpp>
 
 #include "dtype.h"
+#include "groups.h"
 #include "validate.h"
 
 #include <algorithm>
@@ -432,14 +433,7 @@ GroupSuggestion suggest_groups(std::int64_t channels) {
   if (channels < 1) {
     throw Error("channels: must be at least 1; got " + values("channels", channels));
   }
-  if (channels % 32 == 0) return {32, channels / 32, "32 groups, the default of arXiv:1803.08494"};
-  // 1 divides everything, so the search ends at a distance of 15.
-  std::int64_t near = 16;
-  for (std::int64_t distance = 1; channels % near != 0; ++distance) {
-    near = channels % (16 + distance) == 0 ? 16 + distance : 16 - distance;
-  }
-  return {channels / near, near,
-          "32 does not divide the channels: the divisor nearest to 16 channels a group"};
+  return detail::nearest_groups(channels);
 }
 
 }  // namespace groupnorm

@@ -237,6 +237,7 @@ const char* status_string(Status status) noexcept {
     case Status::workspace_too_small: return "workspace: must hold plan.workspace_bytes() bytes";
     case Status::executor: return "executor: threads must be from 1 to 1024";
     case Status::not_planned: return "plan: default-constructed; make it with Plan::make";
+    case Status::not_built: return "this build (edge) has forward on f32 alone";
   }
   return "unknown status";
 }

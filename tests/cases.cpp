@@ -486,9 +486,12 @@ Data make_data(const Case& c, std::uint64_t seed) {
 }
 
 GradientData make_gradient_data(const Case& c, std::uint64_t seed) {
+  return make_gradient_data(c, make_data(c, seed), seed);
+}
+
+GradientData make_gradient_data(const Case& c, Data data, std::uint64_t seed) {
   constexpr std::uint64_t kDy = 5;  // the stream after those of make_data
   const Spec& spec = c.spec;
-  Data data = make_data(c, seed);
   const std::int64_t elements = spec.shape.n * spec.shape.c * spec.shape.s;
   GradientData gradient{.x = std::move(data.x),
                         .dy = normal_buffer(spec.data, elements, Random(seed, kDy), 0, 1),

@@ -115,6 +115,8 @@ struct GradientData {
 // x, gamma and beta are those of make_data. dy is 0 where z lies so near a jump of activation' that
 // rounding decides on which side. Takes 16 bytes an element more while it runs.
 GradientData make_gradient_data(const Case& c, std::uint64_t seed);
+// The same for x, gamma, beta and given statistics of one's own.
+GradientData make_gradient_data(const Case& c, Data data, std::uint64_t seed);
 
 // One block of a call as a tensor of its own, so that a tensor too large for the reference's
 // doubles can be checked block by block. Takes y along; forward.mean and rstd are null.

@@ -56,6 +56,7 @@ enum class Status : std::uint8_t {
   workspace_too_small,
   executor,
   not_planned,
+  not_built,  // by the edge build alone
 };
 
 // The rule that was broken, in one sentence; never null.

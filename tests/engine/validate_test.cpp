@@ -395,10 +395,10 @@ TEST_F(BackwardArguments, MeanIsNeededWhereItIsRead) {
 
 TEST(Validate, EveryStatusHasItsWords) {
   std::set<std::string> words;
-  for (int i = 0; i <= static_cast<int>(Status::not_planned); ++i) {
+  for (int i = 0; i <= static_cast<int>(Status::not_built); ++i) {
     words.insert(status_string(static_cast<Status>(i)));
   }
-  EXPECT_EQ(words.size(), static_cast<std::size_t>(Status::not_planned) + 1);
+  EXPECT_EQ(words.size(), static_cast<std::size_t>(Status::not_built) + 1);
   EXPECT_STREQ(status_string(static_cast<Status>(200)), "unknown status");
 }
 
