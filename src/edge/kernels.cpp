@@ -19,12 +19,14 @@ constexpr const char* kName = HWY_TARGET == HWY_NEON ? "neon" : "scalar";
 
 constexpr Kernels kFloat{kName,
                          static_cast<std::int64_t>(hn::MaxLanes(hn::ScalableTag<float>())),
-                         ReduceRun<float>,
+                         ReduceRuns<float>,
                          ReduceColumns<float>,
                          Coefficients<float, float>,
                          Coefficients<float, float>,
                          ApplyRows<float>,
                          ApplyLanes<float>,
+                         ApplyRuns<float, float>,
+                         ApplyRuns<float, float>,
                          nullptr};
 
 }  // namespace

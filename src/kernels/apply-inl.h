@@ -333,38 +333,38 @@ void DispatchActivation(const Args& args) {
   }
 }
 
+template <class F, class Args>
+void DispatchStore(const Args& args, Store store) {
+  if constexpr (kStreams) {
+    if (store == Store::streaming) {
+      DispatchActivation<F, Store::streaming>(args);
+      return hwy::FlushStream();  // before another thread may be told that it is written
+    }
+  }
+  DispatchActivation<F, Store::cached>(args);
+}
+
+// Every row begins on a vector where the first two do; else none of them streams.
+template <class T>
+HWY_INLINE Store StoreOfLanes(Store store, const void* first, std::int64_t stride) {
+  const hn::ScalableTag<Compute<T>> d;
+  const T* const p = static_cast<const T*>(first);
+  return ToAligned(d, p) == 0 && ToAligned(d, p + stride) == 0 ? store : Store::cached;
+}
+
 template <class T>
 void ApplyRows(const Kernels::ApplyRows& args) {
-  if (args.store == Store::streaming) {
-    DispatchActivation<RowsOf<T>, Store::streaming>(args);
-    hwy::FlushStream();  // before another thread may be told that y is written
-  } else {
-    DispatchActivation<RowsOf<T>, Store::cached>(args);
-  }
+  DispatchStore<RowsOf<T>>(args, args.store);
 }
 
 template <class T>
 void ApplyLanes(const Kernels::ApplyLanes& args) {
-  // Every row begins on a vector where the first two do.
-  const hn::ScalableTag<Compute<T>> d;
-  T* const y = static_cast<T*>(args.y);
-  const bool aligned = ToAligned(d, y) == 0 && ToAligned(d, y + args.stride) == 0;
-  if (args.store == Store::streaming && aligned) {
-    DispatchActivation<LanesOf<T>, Store::streaming>(args);
-    hwy::FlushStream();
-  } else {
-    DispatchActivation<LanesOf<T>, Store::cached>(args);
-  }
+  DispatchStore<LanesOf<T>>(args, StoreOfLanes<T>(args.store, args.y, args.stride));
 }
 
 template <class T, class P>
 void ApplyRuns(const Kernels::ApplyRuns& args) {
-  if (args.store == Store::streaming) {
-    DispatchActivation<RunsOf<T, P>, Store::streaming>(args);
-    hwy::FlushStream();
-  } else {
-    DispatchActivation<RunsOf<T, P>, Store::cached>(args);
-  }
+  DispatchStore<RunsOf<T, P>>(args, args.store);
 }
 
 // T: the data's storage dtype, which sets the compute type; P: that of gamma and beta.

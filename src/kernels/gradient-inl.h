@@ -414,29 +414,17 @@ void ReduceGradientLanes(const GradientKernels::ReduceLanes& args) {
 
 template <class T>
 void DxRows(const GradientKernels::ApplyRows& args) {
-  if (args.store == Store::cached) return DispatchActivation<DxRowsOf<T>, Store::cached>(args);
-  DispatchActivation<DxRowsOf<T>, Store::streaming>(args);
-  hwy::FlushStream();  // before another thread may be told that dx is written
+  DispatchStore<DxRowsOf<T>>(args, args.store);
 }
 
 template <class T, class P>
 void DxRuns(const GradientKernels::ApplyRuns& args) {
-  if (args.store == Store::cached) return DispatchActivation<DxRunsOf<T, P>, Store::cached>(args);
-  DispatchActivation<DxRunsOf<T, P>, Store::streaming>(args);
-  hwy::FlushStream();
+  DispatchStore<DxRunsOf<T, P>>(args, args.store);
 }
 
 template <class T>
 void DxLanes(const GradientKernels::ApplyLanes& args) {
-  // Every row begins on a vector where the first two do.
-  const hn::ScalableTag<Compute<T>> d;
-  const T* const dx = static_cast<const T*>(args.dx);
-  const bool aligned = ToAligned(d, dx) == 0 && ToAligned(d, dx + args.stride) == 0;
-  if (args.store == Store::cached || !aligned) {
-    return DispatchActivation<DxLanesOf<T>, Store::cached>(args);
-  }
-  DispatchActivation<DxLanesOf<T>, Store::streaming>(args);
-  hwy::FlushStream();
+  DispatchStore<DxLanesOf<T>>(args, StoreOfLanes<T>(args.store, args.dx, args.stride));
 }
 
 }  // namespace HWY_NAMESPACE

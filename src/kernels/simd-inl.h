@@ -125,6 +125,9 @@ HWY_INLINE VecU16<D> ToF16(D d, V v) {
   return NarrowU16(d, hn::Or(any, hn::ShiftRight<16>(sign)));
 }
 
+// Elsewhere a streaming store is a store.
+inline constexpr bool kStreams = HWY_ARCH_X86 != 0;
+
 template <Store kStore, class D, class T, class V>
 HWY_INLINE void StoreVector(D d, V v, T* p) {
   // Highway streams 16 bytes at least, even of a vector of 8.
