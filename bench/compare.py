@@ -139,7 +139,7 @@ def _cases(options: argparse.Namespace) -> list[Any]:
         for text, groups in (
             *(("16x32x64x64", 8), ("2x320x64x64", 32), ("1x128x512x512", 32)),
             *(("2x64x56x56", 32), ("2x2048x7x7", 32), ("1x32x96x96x96", 8)),
-            *(("1x32x8x8", 8), ("8x512", 32), ("32x256x56x56", 32)),
+            *(("1x32x8x8", 8), ("8x512", 32), ("1024x768", 1), ("32x256x56x56", 32)),
         )
     ]
     wanted = options.shape or (_QUICK_SHAPES if options.quick else [case.text for case in every])

@@ -2,15 +2,14 @@
 // with copies of the same bytes. An iteration is one round; Google Benchmark's time is the mean of
 // the call alone, the counters hold medians:
 //
-//   p50_us p99_us        microseconds of a call
-//   copy_p50_us          of the copy, the faster of memcpy and a streaming copy (the label says
-//   which) copy_ratio           p50_us / copy_p50_us: a forward reads and writes one tensor, a
-//   backward
-//                        reads two and writes one, so that its copy is of 1.5 tensors
-//   plain_ratio          with an activation: p50_us over that of the same call without it
-//   max_error error_bound    in the units of tests/cases.h; of a forward beyond kMostVerified
-//                            elements (the sweep from 1e8 on) in blocks spread over it, else of all
-//   elements set_bytes sets  of the tensor; of all tensors of a call; how many sets rotate
+// - p50_us, p99_us: microseconds of a call
+// - copy_p50_us: of the copy, the faster of memcpy and a streaming copy (the label says which)
+// - copy_ratio: p50_us / copy_p50_us. A forward reads and writes one tensor; a backward reads two
+//   and writes one, so that its copy is of 1.5 tensors
+// - plain_ratio: with an activation, p50_us over that of the same call without it
+// - max_error, error_bound: in the units of tests/cases.h; of a forward beyond kMostVerified
+//   elements (the sweep from 1e8 on) in blocks spread over it, else of all
+// - elements; set_bytes; sets: of the tensor; of all tensors of a call; how many sets rotate
 
 #include <groupnorm/version.h>
 #include <groupnorm/groupnorm.hpp>
@@ -55,11 +54,11 @@ struct Sizes {
 };
 
 // In every dtype, layout and direction. bench/report.py says what must hold for them.
-constexpr std::array kShapes{Sizes{"16x32x64x64", 8},    Sizes{"2x320x64x64", 32},
-                             Sizes{"1x128x512x512", 32}, Sizes{"2x64x56x56", 32},
-                             Sizes{"2x2048x7x7", 32},    Sizes{"1x32x96x96x96", 8},
-                             Sizes{"1x32x96x96x96", 1},  Sizes{"1x32x8x8", 8},
-                             Sizes{"8x512", 32},         Sizes{"32x256x56x56", 32}};
+constexpr std::array kShapes{
+    Sizes{"16x32x64x64", 8},   Sizes{"2x320x64x64", 32}, Sizes{"1x128x512x512", 32},
+    Sizes{"2x64x56x56", 32},   Sizes{"2x2048x7x7", 32},  Sizes{"1x32x96x96x96", 8},
+    Sizes{"1x32x96x96x96", 1}, Sizes{"1x32x8x8", 8},     Sizes{"8x512", 32},
+    Sizes{"1024x768", 1},      Sizes{"32x256x56x56", 32}};
 
 // f32, forward, y == x.
 constexpr std::array kInPlace{Sizes{"32x256x56x56", 32}, Sizes{"1x128x512x512", 32}};

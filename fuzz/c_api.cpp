@@ -333,14 +333,16 @@ void backward(From& from, const gn_plan& plan, const gn_spec& spec) {
                        {args.beta, sizes.params, param},
                        {args.mean, sizes.statistics, 8},
                        {args.rstd, sizes.statistics, 8}}};
-  const Memory of_nothing{{dgamma, dbeta}, {}};
+  const bool none = spec.shape.c == 0 || (spec.shape.n == 0 && spec.param_stride != 0);
+  const Wide written = none ? 0 : sizes.params;
+  const Memory of_nothing{{{args.dgamma, written, param}, {args.dbeta, written, param}}, {}};
   const bool empty = is_empty(spec.shape);
   const bool statistics = args.rstd != nullptr && (spec.center == 0 || args.mean != nullptr);
   const bool room = workspace.bytes >= needed && (needed == 0 || workspace.data != nullptr);
   const bool threads = alone || (executor.threads >= 1 && executor.threads <= 1024);
   const bool tensors = args.x != nullptr && args.dy != nullptr && statistics && room;
-  const bool good = size_is_good(later) && threads && (empty || (tensors && memory.is_good()));
-  if (empty && !of_nothing.is_good()) return;  // not looked at where there is nothing to sum
+  const bool arguments = empty ? of_nothing.is_good() : tensors && memory.is_good();
+  const bool good = size_is_good(later) && threads && arguments;
   expect(good, empty ? of_nothing : memory, "gn_backward", [&] {
     return gn_backward(&plan, &args, workspace.data, workspace.bytes, alone ? nullptr : &executor);
   });

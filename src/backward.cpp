@@ -177,8 +177,9 @@ Status Plan::backward(const Backward& args, std::span<std::byte> workspace,
   if (kernels_ == nullptr) return Status::not_planned;
   if (const Status status = detail::check_executor(executor); status != Status::ok) return status;
   if (detail::is_empty(spec_.shape)) {
-    detail::write_nothing(spec_, args);
-    return Status::ok;
+    const Status status = detail::check_backward_of_nothing(spec_, args);
+    if (status == Status::ok) detail::write_nothing(spec_, args);
+    return status;
   }
   const Status status =
       detail::check_backward(spec_, blocks(), args, workspace, backward_workspace_bytes());

@@ -163,6 +163,17 @@ Status check_forward(const Spec& spec, std::int64_t blocks, const Forward& args,
   return overlap(outputs, inputs) ? Status::overlap : Status::ok;
 }
 
+Status check_backward_of_nothing(const Spec& spec, const Backward& args) noexcept {
+  const std::int64_t param = size_of(spec.param);
+  if (misaligned(args.dgamma, param) || misaligned(args.dbeta, param)) {
+    return Status::misaligned_pointer;
+  }
+  const bool none = spec.shape.c == 0 || (spec.shape.n == 0 && spec.param_stride != 0);
+  const std::int64_t params = none ? 0 : param_bytes(spec);
+  const bool touch = region(args.dgamma, params).touches(region(args.dbeta, params));
+  return touch ? Status::overlap : Status::ok;
+}
+
 Status check_backward(const Spec& spec, std::int64_t blocks, const Backward& args,
                       std::span<std::byte> workspace, std::size_t needed) noexcept {
   if (args.x == nullptr || args.dy == nullptr) return Status::null_pointer;

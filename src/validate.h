@@ -16,6 +16,8 @@ Status check_executor(const Executor& executor) noexcept;
 Status check_forward(const Spec& spec, std::int64_t blocks, const Forward& args,
                      std::span<std::byte> workspace, std::size_t needed) noexcept;
 
+// Of an empty tensor: of its arguments dgamma and dbeta alone are written, none is read.
+Status check_backward_of_nothing(const Spec& spec, const Backward& args) noexcept;
 Status check_backward(const Spec& spec, std::int64_t blocks, const Backward& args,
                       std::span<std::byte> workspace, std::size_t needed) noexcept;
 
