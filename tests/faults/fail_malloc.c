@@ -2,7 +2,7 @@
  * that there is no memory. At exit, the file that FAIL_MALLOC_COUNT names holds how many
  * allocations there were. Before main nobody can catch what a constructor throws, and nothing is
  * open yet. */
-#define _GNU_SOURCE
+#define _GNU_SOURCE  // NOLINT(bugprone-reserved-identifier): what the C library asks for
 #include <dlfcn.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -25,6 +25,7 @@ static int counting_main(int argc, char** argv, char** environment) {
 }
 
 /* The C library's way to main (glibc). */
+// NOLINTNEXTLINE(bugprone-reserved-identifier)
 int __libc_start_main(main_function program, int argc, char** argv, void (*init)(void),
                       void (*fini)(void), void (*loader_fini)(void), void* stack_end) {
   start_function start = NULL;
