@@ -30,20 +30,21 @@ class GradientPass {
     const std::int64_t pieces = schedule.units * walk_.chunks();
     if (wants_dx && wants_sums && !splits(schedule, executor_.threads)) {
       // A thread reduces and then applies one unit after another, while it lies in its cache.
-      parallel_for(executor_, schedule.units, [&](std::int64_t begin, std::int64_t end) {
-        for (std::int64_t unit = begin; unit < end; ++unit) {
-          reduce(unit * walk_.chunks(), (unit + 1) * walk_.chunks());
-          apply(unit * walk_.chunks(), (unit + 1) * walk_.chunks());
-        }
-      });
+      parallel_for(gradient_.call, executor_, schedule.units,
+                   [&](std::int64_t begin, std::int64_t end) {
+                     for (std::int64_t unit = begin; unit < end; ++unit) {
+                       reduce(unit * walk_.chunks(), (unit + 1) * walk_.chunks());
+                       apply(unit * walk_.chunks(), (unit + 1) * walk_.chunks());
+                     }
+                   });
       return;
     }
     if (wants_sums) {
-      parallel_for(executor_, pieces,
+      parallel_for(gradient_.call, executor_, pieces,
                    [&](std::int64_t begin, std::int64_t end) { reduce(begin, end); });
     }
     if (wants_dx) {
-      parallel_for(executor_, pieces,
+      parallel_for(gradient_.call, executor_, pieces,
                    [&](std::int64_t begin, std::int64_t end) { apply(begin, end); });
     }
   }
@@ -113,7 +114,7 @@ class Params {
   void write(std::int64_t row, Range tile) const {
     GradientSums total[kTile] = {};  // dz and dz * xhat
     for (std::int64_t span = row * sharing_; span < (row + 1) * sharing_; ++span) {
-      for (std::int64_t c = tile.begin; c < tile.end; ++c) add(span, c, &total[c - tile.begin]);
+      add(span, tile, total);
     }
     for (std::int64_t c = tile.begin; c < tile.end; ++c) {
       const GradientSums& sums = total[c - tile.begin];
@@ -123,17 +124,27 @@ class Params {
     }
   }
 
-  void add(std::int64_t span, std::int64_t channel, GradientSums* total) const {
-    const GradientSums sums = gradient_.total(span, channel);
-    total->dz += sums.dz;
+  void add(std::int64_t span, Range tile, GradientSums* total) const {
     if (gradient_.map.runs) {
-      total->dzx += sums.dzx;
+      for (std::int64_t c = tile.begin; c < tile.end; ++c) {
+        const GradientSums sums = gradient_.total(span, c);
+        total[c - tile.begin].dz += sums.dz;
+        total[c - tile.begin].dzx += sums.dzx;
+      }
       return;
     }
-    const std::int64_t groups = spec_.shape.c / spec_.block.channels;
+    const std::int64_t channels = spec_.block.channels, groups = spec_.shape.c / channels;
     const std::int64_t row = span * gradient_.map.span_examples / spec_.block.examples;
-    const Statistics own = gradient_.statistics(row * groups + channel / spec_.block.channels);
-    total->dzx += own.rstd * (sums.dzx - split_mean(gradient_.call, own.mean).lo * sums.dz);
+    for (std::int64_t c = tile.begin; c < tile.end;) {
+      const std::int64_t group = c / channels, end = std::min(tile.end, (group + 1) * channels);
+      const Statistics own = gradient_.statistics(row * groups + group);
+      const double mean_lo = split_mean(gradient_.call, own.mean).lo;
+      for (; c < end; ++c) {
+        const GradientSums sums = gradient_.total(span, c);
+        total[c - tile.begin].dz += sums.dz;
+        total[c - tile.begin].dzx += own.rstd * (sums.dzx - mean_lo * sums.dz);
+      }
+    }
   }
 
   void store(void* data, std::int64_t index, double value) const {

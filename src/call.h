@@ -6,6 +6,7 @@
 #include "extreme.h"
 #include "fold.h"
 #include "kernels/kernels.h"
+#include "parallel.h"
 
 #include <groupnorm/groupnorm.hpp>
 
@@ -46,16 +47,26 @@ struct Call {
   }
 };
 
-// Whether a kernel's m2 can be used: its sums were sound, and no squares underflowed in f32 that an
-// eps as good as 0 would not hide.
-inline bool trusts(const Call& call, double m2, double count) {
+// parallel_for, with what the threads have streamed there for all to see.
+template <class Body>
+void parallel_for(const Call& call, const Executor& executor, std::int64_t count,
+                  const Body& body) {
+  parallel_for(executor, count, [&](std::int64_t begin, std::int64_t end) {
+    body(begin, end);
+    if (call.store == Store::streaming) call.kernels.flush();
+  });
+}
+
+// A kernel's m2 can be used from here on, and not where it is NaN: its sums were sound, and no
+// squares underflowed in f32 that an eps as good as 0 would not hide.
+inline double trusted_m2(const Call& call, double count) {
   const bool hidden = call.spec.data == DType::f64 || call.spec.eps >= 0x1p-100;
-  return !std::isnan(m2) && (hidden || m2 >= count * 0x1p-100);
+  return hidden ? -std::numeric_limits<double>::infinity() : count * 0x1p-100;
 }
 
 inline Moments trusted(const Call& call, std::int64_t index, std::int64_t count,
                        const Moments& moments) {
-  if (trusts(call, moments.m2, moments.count)) return moments;
+  if (moments.m2 >= trusted_m2(call, moments.count)) return moments;
   return extreme_moments(call.spec.data, call.x(index), count, 1);
 }
 

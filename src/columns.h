@@ -134,8 +134,12 @@ class Columns {
                       std::int64_t count, double* mean, double* m2) const {
     const bool fits = count >= call_.kernels.lanes;
     if (fits) call_.kernels.reduce_columns(call_.x(index), rows, stride, count, mean, m2);
+    const double trusted = trusted_m2(call_, static_cast<double>(rows));
+    std::int64_t sound = 0;  // counted without branches: all of them are, as a rule
+    for (std::int64_t i = 0; fits && i < count; ++i) sound += m2[i] >= trusted ? 1 : 0;
+    if (sound == count) return;
     for (std::int64_t i = 0; i < count; ++i) {
-      if (fits && trusts(call_, m2[i], static_cast<double>(rows))) continue;
+      if (fits && m2[i] >= trusted) continue;
       const Moments column = extreme_moments(call_.spec.data, call_.x(index + i), rows, stride);
       mean[i] = column.mean;
       m2[i] = column.m2;

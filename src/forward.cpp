@@ -2,7 +2,6 @@
 #include "call.h"
 #include "columns.h"
 #include "fold.h"
-#include "parallel.h"
 #include "plan.h"
 #include "rows.h"
 #include "validate.h"
@@ -29,7 +28,7 @@ class Pass {
     const Schedule& schedule = call_.schedule;
     const std::int64_t pieces = schedule.units * schedule.chunks;
     if (call_.spec.given_statistics) {
-      parallel_for(executor_, pieces, [&](std::int64_t begin, std::int64_t end) {
+      parallel_for(call_, executor_, pieces, [&](std::int64_t begin, std::int64_t end) {
         apply(begin, end, [&](std::int64_t unit, Statistics* statistics) {
           const std::int64_t first = walk_.first_block(unit);
           for (std::int64_t b = 0; b < walk_.blocks(unit); ++b) {
@@ -40,17 +39,17 @@ class Pass {
       return;
     }
     if (!splits(schedule, executor_.threads)) {
-      parallel_for(executor_, schedule.units, [&](std::int64_t begin, std::int64_t end) {
+      parallel_for(call_, executor_, schedule.units, [&](std::int64_t begin, std::int64_t end) {
         small() ? batched(begin, end) : fused(begin, end);
       });
       return;
     }
-    parallel_for(executor_, pieces, [&](std::int64_t begin, std::int64_t end) {
+    parallel_for(call_, executor_, pieces, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t i = begin; i < end; ++i) {
         walk_.reduce(i / schedule.chunks, i % schedule.chunks, partial_ + i * stride());
       }
     });
-    parallel_for(executor_, pieces, [&](std::int64_t begin, std::int64_t end) {
+    parallel_for(call_, executor_, pieces, [&](std::int64_t begin, std::int64_t end) {
       apply(begin, end, [&](std::int64_t unit, Statistics* statistics) {
         const Moments* const first = partial_ + unit * schedule.chunks * stride();
         const bool writes = begin <= unit * schedule.chunks;

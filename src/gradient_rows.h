@@ -66,7 +66,9 @@ class GradientRows {
   void reduce_rows(const Part& rows, const Statistics& statistics,
                    const Coefficients& coefficients) const {
     const bool kernel = by_kernel(rows, statistics.extreme);
-    GradientSums sums[kMaxLanes];
+    // One behind the other: a row that comes in pieces comes alone.
+    GradientSums* const sums =
+        gradient_.sums + gradient_.map.index(rows.example, rows.channel, rows.piece);
     if (kernel) {
       call_.kernels.gradients->reduce_rows({call_.x(rows.index), gradient_.dy(rows.index),
                                             rows.rows, rows.length,
@@ -75,7 +77,6 @@ class GradientRows {
     }
     for (std::int64_t r = 0; r < rows.rows; ++r) {
       if (!kernel || !sound(sums[r])) sums[r] = extreme_gradient_sums(row(rows, r, statistics));
-      gradient_.sums[gradient_.map.index(rows.example, rows.channel + r, rows.piece)] = sums[r];
     }
   }
 

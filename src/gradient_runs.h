@@ -25,7 +25,7 @@ class GradientRuns {
 
   void run(const Executor& executor) const {
     const Backward& args = gradient_.args;
-    parallel_for(executor, gradient_.map.spans, [&](std::int64_t begin, std::int64_t end) {
+    parallel_for(call_, executor, gradient_.map.spans, [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t span = begin; span < end; ++span) {
         const Range examples = piece(span, gradient_.map.span_examples, call_.spec.shape.n);
         // First, for dx may be dy.

@@ -49,7 +49,7 @@ constexpr Size kSmallSizes[] = {
     {"8x32x7x7", 8}, {"4x12x1x17", 4},    {"2x8x3x4x5", 2}, {"2x40x129", 5},
     {"1x64x2", 1},   {"2x2x2x3x3x11", 2}, {"2x512", 32},
 };
-// Long enough for many chunks of moments, and odd.
+// Long enough for many chains of sums, and odd.
 constexpr Size kLongSize{"2x16x41x43", 2};
 constexpr Size kActivationSize{"4x16x9x9", 4};
 // Layers of models in use: the paper's, ResNet-50's, Stable Diffusion's, and a small volume.

@@ -27,6 +27,7 @@ constexpr Kernels kFloat{kName,
                          ApplyLanes<float>,
                          ApplyRuns<float, float>,
                          ApplyRuns<float, float>,
+                         Flush,
                          nullptr};
 
 }  // namespace

@@ -180,16 +180,26 @@ struct NoSums {
   HWY_INLINE bool Step() { return false; }
 };
 
+// Elements [begin, end) as far as they come in fours of vectors; returns where those end.
+template <Store kStore, class Act, class T, class D, class Terms, class Sums>
+HWY_INLINE std::int64_t ApplyFours(D d, const T* x, T* y, std::int64_t begin, std::int64_t end,
+                                   const Terms& terms, Sums& sums) {
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  std::int64_t i = begin;
+  for (; i + 4 * lanes <= end; i += 4 * lanes) {
+    // A step is twice as long. First, as loads wait behind streaming stores.
+    if (((i - begin) & (4 * lanes)) == 0) sums.Step();
+    const auto near = LoadPair(d, x + i), far = LoadPair(d, x + i + 2 * lanes);
+    StorePair<kStore>(d, Normalize<Act>(d, near, terms.PairAt(i)), y + i);
+    StorePair<kStore>(d, Normalize<Act>(d, far, terms.PairAt(i + 2 * lanes)), y + i + 2 * lanes);
+  }
+  return i;
+}
+
 template <class T, class Act, Store kStore, class D, class Terms, class Sums>
 HWY_INLINE void ApplyRow(D d, const T* x, T* y, std::int64_t count, const Terms& terms,
                          Sums& sums) {
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  const auto four = [&](std::int64_t i) HWY_ATTR {
-    const auto near = LoadPair(d, x + i), far = LoadPair(d, x + i + 2 * lanes);
-    StorePair<kStore>(d, Normalize<Act>(d, near, terms.PairAt(i)), y + i);
-    StorePair<kStore>(d, Normalize<Act>(d, far, terms.PairAt(i + 2 * lanes)), y + i + 2 * lanes);
-    sums.Step();
-  };
   if constexpr (kStore == Store::streaming) {
     const auto cached = [&](std::int64_t begin, std::int64_t end) HWY_ATTR {
       if (begin == end) return;
@@ -198,12 +208,11 @@ HWY_INLINE void ApplyRow(D d, const T* x, T* y, std::int64_t count, const Terms&
     };
     const Range lines = StreamedLines(y, count, lanes, 4 * lanes);
     cached(0, lines.begin);
-    for (std::int64_t i = lines.begin; i < lines.end; i += 4 * lanes) four(i);
+    ApplyFours<kStore, Act>(d, x, y, lines.begin, lines.end, terms, sums);
     return cached(lines.end, count);
   }
   const auto last = LoadAs(d, x + count - lanes);
-  std::int64_t i = 0;
-  for (; i + 4 * lanes <= count; i += 4 * lanes) four(i);
+  std::int64_t i = ApplyFours<kStore, Act>(d, x, y, 0, count, terms, sums);
   for (; i + lanes <= count; i += lanes) {
     StoreAs<Store::cached>(d, Normalize<Act>(d, LoadAs(d, x + i), terms.At(i)), y + i);
   }
@@ -333,13 +342,15 @@ void DispatchActivation(const Args& args) {
   }
 }
 
+// What Kernels::flush says.
+inline void Flush() {
+  if constexpr (kStreams) hwy::FlushStream();
+}
+
 template <class F, class Args>
 void DispatchStore(const Args& args, Store store) {
   if constexpr (kStreams) {
-    if (store == Store::streaming) {
-      DispatchActivation<F, Store::streaming>(args);
-      return hwy::FlushStream();  // before another thread may be told that it is written
-    }
+    if (store == Store::streaming) return DispatchActivation<F, Store::streaming>(args);
   }
   DispatchActivation<F, Store::cached>(args);
 }

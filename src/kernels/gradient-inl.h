@@ -87,11 +87,16 @@ HWY_INLINE GradientSums SumRow(D d, const T* x, const T* dy, std::int64_t count,
     const V dz = Dz<Act>(d, d_mean, g, by.a, by.b);
     return kTimesA ? hn::Mul(dz, by.a) : dz;
   };
-  std::int64_t i = 0;
-  for (; i + 4 * lanes <= count; i += 4 * lanes) {
-    const auto x0 = LoadPair(d, x + i), x1 = LoadPair(d, x + i + 2 * lanes);
-    const auto g0 = LoadPair(d, dy + i), g1 = LoadPair(d, dy + i + 2 * lanes);
-    const auto by0 = terms.PairAt(i), by1 = terms.PairAt(i + 2 * lanes);
+  // The halves of a long row go side by side: see RunSums.
+  const std::int64_t steps = count / (4 * lanes);
+  const bool halves = count >= 4 * kLongRun;
+  const std::int64_t step = halves ? 2 * lanes : 4 * lanes;
+  const std::int64_t apart = halves ? steps * step : 2 * lanes;
+  for (std::int64_t s = 0; s < steps; ++s) {
+    const std::int64_t i0 = s * step, i1 = i0 + apart;
+    const auto x0 = LoadPair(d, x + i0), x1 = LoadPair(d, x + i1);
+    const auto g0 = LoadPair(d, dy + i0), g1 = LoadPair(d, dy + i1);
+    const auto by0 = terms.PairAt(i0), by1 = terms.PairAt(i1);
     const V d0 = hn::Sub(x0.v0, by0.v0.mean), d1 = hn::Sub(x0.v1, by0.v1.mean);
     const V d2 = hn::Sub(x1.v0, by1.v0.mean), d3 = hn::Sub(x1.v1, by1.v1.mean);
     sums.template Add<0>(dz_of(d0, g0.v0, by0.v0), d0);
@@ -100,6 +105,7 @@ HWY_INLINE GradientSums SumRow(D d, const T* x, const T* dy, std::int64_t count,
     sums.template Add<3>(dz_of(d3, g1.v1, by1.v1), d3);
     sums.Count();
   }
+  std::int64_t i = steps * 4 * lanes;
   for (; i + lanes <= count; i += lanes) {
     const auto by = terms.At(i);
     const V d0 = hn::Sub(LoadAs(d, x + i), by.mean);
@@ -154,27 +160,23 @@ struct LaneBands {
   using C = Compute<T>;
   const GradientKernels::ReduceLanes& args;
 
-  // Adds kRows rows to the chains of dz and dz (x - mean).
+  // Adds kRows rows, `apart` rows apart, to the chains of dz and dz (x - mean).
   template <std::int64_t kRows>
-  HWY_INLINE void Add(std::int64_t row, ColumnSums<C>* sums) const {
+  HWY_INLINE void Add(std::int64_t row, std::int64_t apart, ColumnSums<C>* sums) const {
     const hn::ScalableTag<C> d;
-    constexpr std::int64_t kLines = kRows * hn::MaxLanes(d) * sizeof(T) / 64;
+    const std::int64_t stride = apart * args.stride;
     const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
     const T* const x = static_cast<const T*>(args.x) + row * args.stride;
     const T* const dy = static_cast<const T*>(args.dy) + row * args.stride;
-    auto ahead_x = Ahead<T>::template Of<kRows>(x, args.stride, args.width);
-    auto ahead_dy = Ahead<T>::template Of<kRows>(dy, args.stride, args.width);
     for (std::int64_t i = 0; i < args.width; i += lanes) {
-      ahead_x.template Fetch<kLines>();
-      ahead_dy.template Fetch<kLines>();
       const std::int64_t at = std::min(i, args.width - lanes);
       const auto mean = hn::LoadU(d, static_cast<const C*>(args.mean) + at);
       const auto a = hn::LoadU(d, static_cast<const C*>(args.a) + at);
       const auto b = hn::LoadU(d, static_cast<const C*>(args.b) + at);
       auto band_dz = hn::Zero(d), band_dzx = hn::Zero(d);
       for (std::int64_t r = 0; r < kRows; ++r) {
-        const auto d_mean = hn::Sub(LoadAs(d, x + r * args.stride + at), mean);
-        const auto v = Dz<Act>(d, d_mean, LoadAs(d, dy + r * args.stride + at), a, b);
+        const auto d_mean = hn::Sub(LoadAs(d, x + r * stride + at), mean);
+        const auto v = Dz<Act>(d, d_mean, LoadAs(d, dy + r * stride + at), a, b);
         band_dz = hn::Add(band_dz, v);
         band_dzx = hn::MulAdd(v, d_mean, band_dzx);
       }
@@ -189,16 +191,17 @@ struct ParamBands {
   using C = Compute<T>;
   const GradientKernels::ReduceParams& args;
 
-  // Adds kRows rows to the chains of dz and dz xhat.
+  // Adds kRows rows, `apart` rows apart, to the chains of dz and dz xhat.
   template <std::int64_t kRows>
-  HWY_INLINE void Add(std::int64_t row, ColumnSums<C>* sums) const {
+  HWY_INLINE void Add(std::int64_t row, std::int64_t apart, ColumnSums<C>* sums) const {
     const hn::ScalableTag<C> d;
+    const std::int64_t stride = apart * args.stride;
     const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
     const T* const x = static_cast<const T*>(args.x) + row * args.stride;
     const T* const dy = static_cast<const T*>(args.dy) + row * args.stride;
     C mean[kRows], rstd[kRows], shift[kRows];  // xhat = (x - mean) rstd + shift
     for (std::int64_t r = 0; r < kRows; ++r) {
-      const Statistics& own = args.statistics[row + r];
+      const Statistics& own = args.statistics[row + r * apart];
       const SplitMean split = split_mean<C>(own.mean);
       mean[r] = static_cast<C>(split.hi);
       rstd[r] = static_cast<C>(own.rstd);
@@ -210,10 +213,10 @@ struct ParamBands {
       const auto beta = LoadParam<P>(d, args.beta, at, C{0});
       auto band_dz = hn::Zero(d), band_dzx = hn::Zero(d);
       for (std::int64_t r = 0; r < kRows; ++r) {
-        const auto d_mean = hn::Sub(LoadAs(d, x + r * args.stride + at), hn::Set(d, mean[r]));
+        const auto d_mean = hn::Sub(LoadAs(d, x + r * stride + at), hn::Set(d, mean[r]));
         const auto by_rstd = hn::Set(d, rstd[r]), plus = hn::Set(d, shift[r]);
         const auto xhat = hn::MulAdd(d_mean, by_rstd, plus);
-        const auto v = Dz<Act>(d, xhat, LoadAs(d, dy + r * args.stride + at), gamma, beta);
+        const auto v = Dz<Act>(d, xhat, LoadAs(d, dy + r * stride + at), gamma, beta);
         band_dz = hn::Add(band_dz, v);
         // Not v * xhat: where eps is all there is of a deviation, xhat has few digits.
         band_dzx = hn::MulAdd(hn::Mul(v, by_rstd), d_mean, hn::MulAdd(v, plus, band_dzx));
@@ -225,22 +228,13 @@ struct ParamBands {
 
 // The sums of each column over all rows of the bands.
 template <class C, class Bands>
-HWY_INLINE void SumBands(const Bands& bands, GradientSums* result) {
-  constexpr std::int64_t kBand = 8;
-  const std::int64_t rows = bands.args.rows, width = bands.args.width;
+HWY_INLINE void ReduceBands(const Bands& bands, GradientSums* result) {
+  const std::int64_t width = bands.args.width;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(hn::ScalableTag<C>()));
   const std::int64_t padded = (width + lanes - 1) / lanes * lanes;
   ColumnSums<C> sums;
   sums.Clear(padded);
-  std::int64_t row = 0, links = 0;
-  for (; row + kBand <= rows; row += kBand) {
-    bands.template Add<kBand>(row, &sums);
-    if (++links < kChain / 2) continue;
-    FoldChains(padded, &sums);
-    links = 0;
-  }
-  for (; row < rows; ++row) bands.template Add<1>(row, &sums);
-  FoldChains(padded, &sums);
+  SumBands(bands, bands.args.rows, padded, &sums);
   for (std::int64_t i = 0; i < padded; ++i) {
     const bool last = i >= padded - lanes;
     result[last ? width - padded + i : i] = {sums.s1[i], sums.s2[i]};
@@ -251,7 +245,7 @@ template <class T>
 struct ReduceLanesOf {
   template <class Act, Store>
   static void Run(const GradientKernels::ReduceLanes& args) {
-    SumBands<Compute<T>>(LaneBands<T, Act>{args}, args.sums);
+    ReduceBands<Compute<T>>(LaneBands<T, Act>{args}, args.sums);
   }
 };
 
@@ -259,7 +253,7 @@ template <class T, class P>
 struct ReduceParamsOf {
   template <class Act, Store>
   static void Run(const GradientKernels::ReduceParams& args) {
-    SumBands<Compute<T>>(ParamBands<T, P, Act>{args}, args.sums);
+    ReduceBands<Compute<T>>(ParamBands<T, P, Act>{args}, args.sums);
   }
 };
 

@@ -43,6 +43,7 @@ constexpr Kernels Table(const GradientKernels& gradients) {
           ApplyLanes<T>,
           ApplyRuns<T, T>,
           ApplyRuns<T, Wide>,
+          Flush,
           &gradients};
 }
 

@@ -17,6 +17,7 @@ namespace groupnorm::detail {
 // accumulators (28 bytes a lane, 40 for f64) and coefficients (12 to 24) stay in L1.
 inline constexpr std::int64_t kMaxLanes = 512;
 
+// What is stored by streaming can be seen by another thread after Kernels::flush.
 enum class Store : bool { cached, streaming };
 
 // A part of a backward call: sum dz, and sum dz * (x - mean) with the mean as the compute type
@@ -221,6 +222,9 @@ struct Kernels {
   };
   void (*apply_runs_same)(const ApplyRuns&);
   void (*apply_runs_f32)(const ApplyRuns&);
+
+  // Once behind the last streaming store of a thread: each takes until memory has all of them.
+  void (*flush)();
 
   const GradientKernels* gradients;
 };

@@ -27,15 +27,19 @@ namespace HWY_NAMESPACE {
 
 // Longer chains of f32 additions cost digits (at 128 terms the sum of squares is visibly biased).
 inline constexpr std::int64_t kChain = 32;
+// Elements from which on a run is read in several places at a time, some pages apart.
+inline constexpr std::int64_t kLongRun = 2048;
 // Elements that make a pilot: 32 lie within a quarter of a deviation of the mean, 8 (a column's)
 // within half of one.
 inline constexpr std::int64_t kRunSamples = 32;
 inline constexpr std::int64_t kColumnSamples = 8;
 
-// m2, or NaN where the pilot was poor. True for NaN: the comparison is written to fail then.
-inline double TrustedM2(double s1, double s2, double count) {
-  const double m2 = s2 - s1 * s1 / count;
-  return s1 * s1 <= 4 * count * m2 ? m2 : std::numeric_limits<double>::quiet_NaN();
+// m2, or NaN where the pilot was poor, which the comparison says of NaN, too.
+template <class DD, class V>
+HWY_INLINE V TrustedM2(DD dd, V s1, V s2, V n) {
+  const V m2 = hn::Sub(s2, hn::Div(hn::Mul(s1, s1), n));
+  const auto near = hn::Le(hn::Mul(s1, s1), hn::Mul(hn::Mul(hn::Set(dd, 4.0), n), m2));
+  return hn::IfThenElse(near, m2, hn::Set(dd, std::numeric_limits<double>::quiet_NaN()));
 }
 
 template <class D>
@@ -73,49 +77,62 @@ HWY_INLINE hn::Vec<D> RunPilot(D d, const T* x, std::int64_t count) {
   return Coarse(d, hn::Add(first, shift), hn::MaxOfLanes(d, spread));
 }
 
-// The sums of one run, taken in steps of four vectors, so that another loop may carry them along.
+// The sums of one run, taken in steps of eight vectors, so that another loop may carry them along.
+// A step takes two from each quarter of a long run: a core that reads in four places has more of
+// its requests to memory under way than one that reads in one.
 template <class T>
 class RunSums {
   using C = Compute<T>;
   using D = hn::ScalableTag<C>;
   using V = hn::Vec<D>;
+  static constexpr std::int64_t kLanes = hn::MaxLanes(D());
+  static constexpr std::int64_t kStep = 8 * kLanes;
 
  public:
   HWY_INLINE RunSums(const T* x, std::int64_t count)
-      : x_(x), end_(x + count), count_(count), pilot_(RunPilot(D(), x, count)) {
+      : x_(x),
+        end_(x + count),
+        steps_(count / kStep),
+        apart_(count < kLongRun ? kStep / 4 : steps_ * (kStep / 4)),
+        count_(count),
+        pilot_(RunPilot(D(), x, count)) {
     StartChain();
   }
 
   // False where no whole step is left.
   HWY_INLINE bool Step() {
-    constexpr std::int64_t kLanes = hn::MaxLanes(D());
-    if (end_ - x_ < 4 * kLanes) return false;
-    const D d;
-    const auto near = LoadPair(d, x_), far = LoadPair(d, x_ + 2 * kLanes);
-    Add(hn::Sub(near.v0, pilot_), a0_, q0_);
-    Add(hn::Sub(near.v1, pilot_), a1_, q1_);
-    Add(hn::Sub(far.v0, pilot_), a2_, q2_);
-    Add(hn::Sub(far.v1, pilot_), a3_, q3_);
-    x_ += 4 * kLanes;
+    if (steps_ == 0) return false;
+    AddPair(x_, a0_, q0_);
+    AddPair(x_ + apart_, a1_, q1_);
+    AddPair(x_ + 2 * apart_, a2_, q2_);
+    AddPair(x_ + 3 * apart_, a3_, q3_);
+    x_ += count_ < kLongRun ? kStep : kStep / 4;
+    --steps_;
     if (--left_ == 0) FoldChain();
     return true;
   }
 
   // The rest of the steps, and what fills none.
   HWY_INLINE Moments Finish() {
-    constexpr std::int64_t kLanes = hn::MaxLanes(D());
     const D d;
     while (Step()) {
     }
-    for (; end_ - x_ >= kLanes; x_ += kLanes) Add(hn::Sub(LoadAs(d, x_), pilot_), a0_, q0_);
-    if (x_ != end_) {
+    const T* x = end_ - count_ % kStep;
+    for (; end_ - x >= 2 * kLanes; x += 2 * kLanes) AddPair(x, a0_, q0_);
+    if (end_ - x >= kLanes) {
+      Add(hn::Sub(LoadAs(d, x), pilot_), a1_, q1_);
+      x += kLanes;
+    }
+    if (x != end_) {
       // A vector that ends with the run, the lanes already counted left out.
-      const auto counted = hn::FirstN(d, static_cast<std::size_t>(kLanes - (end_ - x_)));
-      Add(hn::IfThenZeroElse(counted, hn::Sub(LoadAs(d, end_ - kLanes), pilot_)), a1_, q1_);
+      const auto counted = hn::FirstN(d, static_cast<std::size_t>(kLanes - (end_ - x)));
+      Add(hn::IfThenZeroElse(counted, hn::Sub(LoadAs(d, end_ - kLanes), pilot_)), a2_, q2_);
     }
     FoldChain();
     const auto n = static_cast<double>(count_);
-    return {n, static_cast<double>(hn::GetLane(pilot_)) + s1_ / n, TrustedM2(s1_, s2_, n)};
+    const hn::CappedTag<double, 1> dd;
+    const auto m2 = TrustedM2(dd, hn::Set(dd, s1_), hn::Set(dd, s2_), hn::Set(dd, n));
+    return {n, static_cast<double>(hn::GetLane(pilot_)) + s1_ / n, hn::GetLane(m2)};
   }
 
  private:
@@ -124,8 +141,14 @@ class RunSums {
     q = hn::MulAdd(deviation, deviation, q);
   }
 
+  HWY_INLINE void AddPair(const T* x, V& a, V& q) const {
+    const auto pair = LoadPair(D(), x);
+    Add(hn::Sub(pair.v0, pilot_), a, q);
+    Add(hn::Sub(pair.v1, pilot_), a, q);
+  }
+
   HWY_INLINE void StartChain() {
-    left_ = kChain;
+    left_ = kChain / 2;
     a0_ = a1_ = a2_ = a3_ = q0_ = q1_ = q2_ = q3_ = hn::Zero(D());
   }
 
@@ -137,11 +160,13 @@ class RunSums {
 
   const T* x_;
   const T* end_;
+  std::int64_t steps_;  // still to do
+  std::int64_t apart_;  // elements between the pairs of a step
   std::int64_t count_;
   V pilot_;
-  V a0_, a1_, a2_, a3_;  // sum of deviations, in four chains
-  V q0_, q1_, q2_, q3_;  // sum of their squares
-  std::int64_t left_ = kChain;
+  V a0_, a1_, a2_, a3_;    // sum of deviations, one a quarter
+  V q0_, q1_, q2_, q3_;    // sum of their squares
+  std::int64_t left_ = 0;  // steps of the chain
   double s1_ = 0, s2_ = 0;
 };
 
@@ -201,28 +226,12 @@ HWY_INLINE void ColumnPilots(const T* x, std::int64_t rows, std::int64_t stride,
   }
 }
 
-// Adds the deviations of kRows rows to the chain; the rows' own sum comes first, which makes the
-// chain eight times shorter.
-template <std::int64_t kRows, class T>
-HWY_INLINE void AddBand(const T* x, std::int64_t stride, std::int64_t width,
-                        ColumnSums<Compute<T>>* sums) {
-  const hn::ScalableTag<Compute<T>> d;
-  constexpr std::int64_t kLines = kRows * hn::MaxLanes(d) * sizeof(T) / 64;
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  auto ahead = Ahead<T>::template Of<kRows>(x, stride, width);
-  for (std::int64_t i = 0; i < width; i += lanes) {
-    ahead.template Fetch<kLines>();
-    const T* const column = x + std::min(i, width - lanes);
-    const auto k = hn::Load(d, sums->pilot + i);
-    const auto d0 = hn::Sub(LoadAs(d, column), k);
-    auto a = d0;
-    auto q = hn::Mul(d0, d0);
-    for (std::int64_t r = 1; r < kRows; ++r) {
-      const auto dr = hn::Sub(LoadAs(d, column + r * stride), k);
-      a = hn::Add(a, dr);
-      q = hn::MulAdd(dr, dr, q);
-    }
-    sums->Add(i, a, q);
+template <class DD, class V>
+HWY_INLINE hn::Vec<DD> PromoteToDouble(DD dd, V v) {
+  if constexpr (std::is_same_v<V, hn::Vec<DD>>) {
+    return v;
+  } else {
+    return hn::PromoteTo(dd, v);
   }
 }
 
@@ -233,12 +242,8 @@ HWY_INLINE void FoldChains(std::int64_t width, ColumnSums<C>* sums) {
   const hn::Rebind<C, decltype(dd)> dc;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(dd));
   const auto fold = [&](C* chain, double* total, std::int64_t i) HWY_ATTR {
-    const auto value = hn::Load(dc, chain + i);
-    if constexpr (std::is_same_v<C, double>) {
-      hn::Store(hn::Add(hn::Load(dd, total + i), value), dd, total + i);
-    } else {
-      hn::Store(hn::Add(hn::Load(dd, total + i), hn::PromoteTo(dd, value)), dd, total + i);
-    }
+    const auto value = PromoteToDouble(dd, hn::Load(dc, chain + i));
+    hn::Store(hn::Add(hn::Load(dd, total + i), value), dd, total + i);
     hn::Store(hn::Zero(dc), dc, chain + i);
   };
   for (std::int64_t i = 0; i < width; i += lanes) {
@@ -247,35 +252,77 @@ HWY_INLINE void FoldChains(std::int64_t width, ColumnSums<C>* sums) {
   }
 }
 
+// Adds all rows, eight at a time: one from each of eight parts, since that many places are read
+// faster than one (see RunSums). An odd number of rows apart, they do not all meet in one set of
+// the cache.
+template <class C, class Bands>
+HWY_INLINE void SumBands(const Bands& bands, std::int64_t rows, std::int64_t padded,
+                         ColumnSums<C>* sums) {
+  constexpr std::int64_t kBand = 8;
+  const std::int64_t part = rows < 2 * kBand ? rows / kBand : (rows / kBand - 1) | 1;
+  std::int64_t row = 0, links = 0;
+  for (; row < part; ++row) {
+    bands.template Add<kBand>(row, part, sums);
+    if (++links < kChain / 2) continue;
+    FoldChains(padded, sums);
+    links = 0;
+  }
+  row = kBand * part;
+  for (; row + kBand <= rows; row += kBand) bands.template Add<kBand>(row, 1, sums);
+  for (; row < rows; ++row) bands.template Add<1>(row, 1, sums);
+  FoldChains(padded, sums);
+}
+
+// Rows of columns, as reduce_columns has them.
+template <class T>
+struct ColumnBands {
+  const T* x;
+  std::int64_t stride, width;
+
+  // Adds the deviations of kRows rows, `apart` rows apart, to the chains; the rows' own sum comes
+  // first, which makes the chains eight times shorter.
+  template <std::int64_t kRows>
+  HWY_INLINE void Add(std::int64_t row, std::int64_t apart, ColumnSums<Compute<T>>* sums) const {
+    const hn::ScalableTag<Compute<T>> d;
+    const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+    const T* const first = x + row * stride;
+    for (std::int64_t i = 0; i < width; i += lanes) {
+      const T* const column = first + std::min(i, width - lanes);
+      const auto k = hn::Load(d, sums->pilot + i);
+      const auto d0 = hn::Sub(LoadAs(d, column), k);
+      auto a = d0;
+      auto q = hn::Mul(d0, d0);
+      for (std::int64_t r = 1; r < kRows; ++r) {
+        const auto dr = hn::Sub(LoadAs(d, column + r * apart * stride), k);
+        a = hn::Add(a, dr);
+        q = hn::MulAdd(dr, dr, q);
+      }
+      sums->Add(i, a, q);
+    }
+  }
+};
+
 template <class T>
 void ReduceColumns(const void* data, std::int64_t rows, std::int64_t stride, std::int64_t width,
                    double* mean, double* m2) {
-  constexpr std::int64_t kBand = 8;
   const T* const x = static_cast<const T*>(data);
   const hn::ScalableTag<Compute<T>> d;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
   const std::int64_t padded = (width + lanes - 1) / lanes * lanes;
-
   ColumnSums<Compute<T>> sums;
   sums.Clear(padded);
   ColumnPilots(x, rows, stride, width, &sums);
+  SumBands(ColumnBands<T>{x, stride, width}, rows, padded, &sums);
 
-  std::int64_t row = 0, links = 0;
-  for (; row + kBand <= rows; row += kBand) {
-    AddBand<kBand>(x + row * stride, stride, width, &sums);
-    if (++links < kChain / 2) continue;
-    FoldChains(padded, &sums);
-    links = 0;
-  }
-  for (; row < rows; ++row) AddBand<1>(x + row * stride, stride, width, &sums);
-  FoldChains(padded, &sums);
-
-  const auto n = static_cast<double>(rows);
-  for (std::int64_t i = 0; i < padded; ++i) {
-    const bool last = i >= padded - lanes;
-    const std::int64_t column = last ? width - padded + i : i;
-    mean[column] = static_cast<double>(sums.pilot[i]) + sums.s1[i] / n;
-    m2[column] = TrustedM2(sums.s1[i], sums.s2[i], n);
+  const hn::ScalableTag<double> dd;
+  const hn::Rebind<Compute<T>, decltype(dd)> dc;
+  const auto n = hn::Set(dd, static_cast<double>(rows));
+  for (std::int64_t i = 0; i < padded; i += static_cast<std::int64_t>(hn::Lanes(dd))) {
+    const std::int64_t column = i < padded - lanes ? i : width - padded + i;
+    const auto s1 = hn::Load(dd, sums.s1 + i), s2 = hn::Load(dd, sums.s2 + i);
+    const auto pilot = PromoteToDouble(dd, hn::Load(dc, sums.pilot + i));
+    hn::StoreU(hn::Add(pilot, hn::Div(s1, n)), dd, mean + column);
+    hn::StoreU(TrustedM2(dd, s1, s2, n), dd, m2 + column);
   }
 }
 

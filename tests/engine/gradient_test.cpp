@@ -193,7 +193,7 @@ TEST(Gradient, WhatIsAskedForDoesNotMatter) {
 
 // dx of each example of a batch, against the same example by itself.
 TEST(Gradient, AnExampleAloneOrInABatch) {
-  constexpr Shape kShapes[] = {{5, 8, 49}, {3, 6, 4096}, {7, 32, 1}, {2, 3, 9000}, {9, 16, 64}};
+  constexpr Shape kShapes[] = {{5, 8, 49}, {3, 6, 4096}, {7, 32, 1}, {2, 3, 40001}, {9, 16, 64}};
   for (const char* const target : targets()) {
     for (const Shape& shape : kShapes) {
       for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
@@ -564,7 +564,7 @@ TEST(Gradient, NothingPastAnEnd) {
             expect_inside(typed({3, length, 11}, length, layout.value, dtype.value), target, side);
             expect_inside(typed({3, length, 1}, 1, layout.value, dtype.value), target, side);
           }
-          expect_inside(typed({1, 6, 20001}, 3, layout.value, dtype.value), target, side);
+          expect_inside(typed({1, 4, 33001}, 2, layout.value, dtype.value), target, side);
           expect_inside(typed({2, 515, 131}, 1, layout.value, dtype.value), target, side);
         }
       }

@@ -75,7 +75,7 @@ TEST(Guard, ManyChunks) {
   for (const char* const target : targets()) {
     for (const auto& dtype : kDTypes) {
       for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
-        expect_inside_both(typed({1, 6, 20001}, 3, layout, dtype.value), target);
+        expect_inside_both(typed({1, 4, 33001}, 2, layout, dtype.value), target);
         expect_inside_both(typed({2, 515, 131}, 1, layout, dtype.value), target);
       }
     }
