@@ -4,6 +4,7 @@ import ctypes
 import functools
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -133,32 +134,58 @@ def _plan(*args: Any) -> _core.Plan:
     return plan
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
 def forward(
     plan: _core.Plan,
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    mean: Tensor | None = None,
-    rstd: Tensor | None = None,
+    mean: int = 0,
+    rstd: int = 0,
 ) -> Tensor:
-    """y, with the strides of x, which is dense."""
+    """y, with the strides of x, which is dense; mean and rstd are addresses, 0 for neither."""
     y = torch.empty_like(x)
-    # Without _address: its calls would be a part of a small call's time.
     plan.forward(
         x.data_ptr(),
         y.data_ptr(),
         0 if weight is None else weight.data_ptr(),
         0 if bias is None else bias.data_ptr(),
-        0 if mean is None else mean.data_ptr(),
-        0 if rstd is None else rstd.data_ptr(),
+        mean,
+        rstd,
         THREADS,
         torch.get_num_threads(),
     )
     return y
+
+
+def backward(
+    plan: _core.Plan,
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: int,
+    rstd: int,
+    mask: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """dx, dweight and dbias, None where the mask does not ask for them; x is dense."""
+    dy = _like(x, dy)
+    dx = torch.empty_like(x) if mask[0] else None
+    dweight = torch.empty_like(weight) if mask[1] and weight is not None else None
+    dbias = torch.empty_like(bias) if mask[2] and bias is not None else None
+    plan.backward(
+        x.data_ptr(),
+        dy.data_ptr(),
+        0 if weight is None else weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        mean,
+        rstd,
+        0 if dx is None else dx.data_ptr(),
+        0 if dweight is None else dweight.data_ptr(),
+        0 if dbias is None else dbias.data_ptr(),
+        THREADS,
+        torch.get_num_threads(),
+    )
+    return dx, dweight, dbias
 
 
 def group_norm(
@@ -169,12 +196,12 @@ def group_norm(
     eps: float,
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y, and mean and rstd [N, G] in float64, whatever the dtype of x."""
+    """The operator: y, and mean and rstd [N, G] in float64, whatever the dtype of x."""
     x = dense(x)
     mean = x.new_empty((x.shape[0], num_groups), dtype=torch.float64)
     rstd = torch.empty_like(mean)
     plan = _plan(x, weight, bias, num_groups, eps, activation)
-    return forward(plan, x, weight, bias, mean, rstd), mean, rstd
+    return forward(plan, x, weight, bias, mean.data_ptr(), rstd.data_ptr()), mean, rstd
 
 
 def group_norm_backward(
@@ -189,24 +216,9 @@ def group_norm_backward(
     activation: str,
     mask: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dx, dweight and dbias; empty ones where the mask does not ask for them."""
+    """The operator: dx, dweight and dbias; empty ones where the mask does not ask for them."""
     x = dense(x)
-    dy = _like(x, dy)
-    dx = torch.empty_like(x) if mask[0] else x.new_empty(0)
-    # What an absent parameter's gradient would have been of does not matter: nobody asks for it.
-    dweight = torch.empty_like(weight) if mask[1] and weight is not None else x.new_empty(0)
-    dbias = torch.empty_like(bias) if mask[2] and bias is not None else x.new_empty(0)
-    _plan(x, weight, bias, num_groups, eps, activation).backward(
-        x.data_ptr(),
-        dy.data_ptr(),
-        _address(weight),
-        _address(bias),
-        mean.data_ptr(),
-        rstd.data_ptr(),
-        dx.data_ptr() if mask[0] else 0,
-        dweight.data_ptr() if mask[1] else 0,
-        dbias.data_ptr() if mask[2] else 0,
-        THREADS,
-        torch.get_num_threads(),
-    )
+    plan = _plan(x, weight, bias, num_groups, eps, activation)
+    found = backward(plan, dy, x, weight, bias, mean.data_ptr(), rstd.data_ptr(), mask)
+    dx, dweight, dbias = (x.new_empty(0) if g is None else g for g in found)
     return dx, dweight, dbias

@@ -6,13 +6,15 @@ ones where the mask does not ask for them. y and dx have the strides of x, or th
 copy where x lies in neither layout of the engine.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.autograd.function import _SingleLevelFunction
 from torch.nn import functional
 
+from .. import _core
 from . import _kernels
 
 ACTIVATIONS = {
@@ -74,27 +76,20 @@ def _(
     )
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], mean: Tensor, rstd: Tensor) -> None:
-    x, weight, bias, ctx.num_groups, ctx.eps, ctx.activation = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, weight, bias, mean, rstd)
-
-
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, weight, bias, *ctx.settings = inputs
     _, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
-    _save(ctx, inputs, mean, rstd)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, weight, bias, mean, rstd)
 
 
 def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if dy is None:
         return (None,) * 6
-    x, weight, bias, mean, rstd = ctx.saved_tensors
     mask = list(ctx.needs_input_grad[:3])
-    # The operator where the gradient may itself be differentiated, or is traced.
-    direct = type(dy) is Tensor and not torch.is_grad_enabled()
-    run = _kernels.group_norm_backward if direct else torch.ops.groupnorm.group_norm_backward
-    gradients = run(dy, x, weight, bias, mean, rstd, ctx.num_groups, ctx.eps, ctx.activation, mask)
+    run = torch.ops.groupnorm.group_norm_backward
+    gradients = run(dy, *ctx.saved_tensors, *ctx.settings, mask)
     wanted = (g if asked else None for g, asked in zip(gradients, mask, strict=True))
     return (*wanted, None, None, None)
 
@@ -104,17 +99,51 @@ torch.library.register_autograd(
 )
 
 
-class GroupNormFunction(torch.autograd.Function):
-    """The same on plain tensors, without the operator's way through the dispatcher."""
+class GroupNormFunction(_SingleLevelFunction):
+    """The same on plain tensors, without the operator's way through the dispatcher.
+
+    Nor is it a Function, whose apply asks about transforms that there are none of here, and takes
+    longer than a small call.
+    """
+
+    apply: ClassVar[Callable[..., Tensor]]  # of the C++ base, which has no types
 
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        plan: _core.Plan,
+        *settings: Any,
+    ) -> Tensor:
         """Returns y. It takes the context itself: by setup_context, a call takes thrice as long."""
-        y, mean, rstd = _kernels.group_norm(*args)
-        _save(ctx, args, mean, rstd)
+        statistics = torch.empty(2, x.shape[0], settings[0], dtype=torch.float64)
+        mean = statistics.data_ptr()
+        y = _kernels.forward(plan, x, weight, bias, mean, mean + statistics.nbytes // 2)
+        ctx.plan, ctx.settings = plan, settings
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(x, weight, bias, statistics)
         return y
 
-    backward = staticmethod(_backward)
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
+        """dx, dweight and dbias, by the operator where they may be differentiated or traced."""
+        if dy is None:
+            return (None,) * 7
+        x, weight, bias, statistics = ctx.saved_tensors
+        mask = ctx.needs_input_grad[:3]
+        if type(dy) is not Tensor or torch.is_grad_enabled():
+            run = torch.ops.groupnorm.group_norm_backward
+            found = run(dy, x, weight, bias, *statistics, *ctx.settings, list(mask))
+            gradients = (g if asked else None for g, asked in zip(found, mask, strict=True))
+            return (*gradients, None, None, None, None)
+        mean = statistics.data_ptr()
+        rstd = mean + statistics.nbytes // 2
+        return (
+            *_kernels.backward(ctx.plan, dy, x, weight, bias, mean, rstd, mask),
+            *(None, None, None, None),
+        )
 
 
 def composed(

@@ -60,13 +60,17 @@ def _normalize(
     if plan is None:
         return None
     if torch.is_grad_enabled() and _requires_grad(x, weight, bias):
-        y: Tensor = GroupNormFunction.apply(x, weight, bias, num_groups, eps, activation)
+        y: Tensor = GroupNormFunction.apply(x, weight, bias, plan, num_groups, eps, activation)
         return y
     return _kernels.forward(plan, x, weight, bias)
 
 
-def _requires_grad(*tensors: Tensor | None) -> bool:
-    return any(t is not None and t.requires_grad for t in tensors)
+def _requires_grad(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+    return (
+        x.requires_grad
+        or (weight is not None and weight.requires_grad)
+        or (bias is not None and bias.requires_grad)
+    )
 
 
 def _traced() -> bool:
