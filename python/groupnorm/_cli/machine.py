@@ -53,7 +53,8 @@ def keep_freed_memory() -> None:
     trim_threshold, top_pad, mmap_max = -1, -2, -4  # malloc.h
     with contextlib.suppress(AttributeError, OSError):
         mallopt = ctypes.CDLL(None).mallopt
-        for parameter, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 1 << 26)):
+        never = -1  # 2 GB, the most that there is, are less than a heap of large tensors holds
+        for parameter, value in ((mmap_max, 0), (trim_threshold, never), (top_pad, 1 << 26)):
             mallopt(parameter, value)
 
 
