@@ -303,6 +303,46 @@ def _compared(results: Results, direction: str, dtype: str, layout: str) -> str:
     return _table(["shape, groups", "threads", *names], rows) if rows else ""
 
 
+def _rivals(case: dict[str, Any]) -> dict[str, float]:
+    """Microseconds of who is neither ours nor a copy."""
+    contestants = case["contestants"]
+    return {n: each["p50_us"] for n, each in contestants.items() if n not in ("ours", "copy")}
+
+
+def _first(results: Results) -> str:
+    """For each direction, dtype and layout: where ours is first, and how far ahead of the next."""
+    rows = []
+    for kind in dict.fromkeys(key[:3] for key in results.compared):
+        ratios = []
+        for key, case in results.compared.items():
+            rivals = _rivals(case)
+            if key[:3] == kind and rivals:
+                ratios.append(min(rivals.values()) / case["contestants"]["ours"]["p50_us"])
+        if not ratios:
+            continue
+        ratios.sort()
+        first = sum(ratio >= 1 for ratio in ratios)
+        span = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+        rows.append([" ".join(kind), f"{first} of {len(ratios)}", span])
+    return _table(["", "ours is first in", "time of the best rival, in ours"], rows) if rows else ""
+
+
+def _behind(results: Results) -> str:
+    """Every cell in which a rival is ahead of ours."""
+    rows = []
+    for (direction, dtype, layout, shape, groups, threads, hot), case in results.compared.items():
+        place = "hot" if hot else "rotating"
+        ours = case["contestants"]["ours"]["p50_us"]
+        for name, time in _rivals(case).items():
+            if time < ours:
+                where = (
+                    f"{direction} {dtype} {layout}, {threads} thread{'s' * (threads > 1)}, {place}"
+                )
+                rows.append([_shape(shape, groups), where, _number(ours), name, _number(time)])
+    head = ["shape, groups", "where", "ours, us", "rival", "its us"]
+    return _table(head, rows, words=2) if rows else "None.\n"
+
+
 def _skipped(results: Results) -> str:
     rows = dict.fromkeys(
         (name, why) for each in results.compared.values() for name, why in each["skipped"].items()
@@ -329,6 +369,9 @@ def tables(results: Results) -> dict[str, str]:
     for direction, dtype, layout in dict.fromkeys(key[:3] for key in results.compared):
         name = f"compare-{direction}-{dtype}-{layout}".replace("+", "-").replace("_", "-")
         found[name] = _compared(results, direction, dtype, layout)
+    if results.compared:
+        found["compare-first"] = _first(results)
+        found["compare-behind"] = _behind(results)
     found["compare-skipped"] = _skipped(results)
     found["machine"] = _machine(results)
     return {name: text for name, text in found.items() if text}

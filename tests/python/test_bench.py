@@ -112,6 +112,16 @@ def test_compared_marks_who_is_ahead(tmp_path):
     assert "| 1 | 4 (0.5) | **3** (0.5) | 8 (0.5) | 2 (0.5) |" in rows[0]
     assert "| 2 | 4 (0.5) | - | - | 2 (0.5) |" in rows[1]
     assert "| ncnn | not installed (ncnn) |" in found["compare-skipped"]
+    assert "| forward f32 channels_first | 0 of 1 | 0.75 to 0.75 |" in found["compare-first"]
+    behind = found["compare-behind"].splitlines()[2:]
+    where = "forward f32 channels_first, 1 thread, rotating"
+    assert behind == [f"| [8, 512], 32 | {where} | 4 | torch | 3 |"]
+
+
+def test_compared_says_so_where_nobody_is_ahead(tmp_path):
+    found = report.tables(read(tmp_path, cases=[compared(ours=4.0, torch=6.0, copy=2.0)]))
+    assert "| 1 of 1 | 1.50 to 1.50 |" in found["compare-first"]
+    assert found["compare-behind"] == "None.\n"
 
 
 def test_update_replaces_what_is_between_the_markers(tmp_path, capsys):
