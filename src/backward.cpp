@@ -138,7 +138,7 @@ class Params {
     for (std::int64_t c = tile.begin; c < tile.end;) {
       const std::int64_t group = c / channels, end = std::min(tile.end, (group + 1) * channels);
       const Statistics own = gradient_.statistics(row * groups + group);
-      const double mean_lo = split_mean(gradient_.call, own.mean).lo;
+      const double mean_lo = split_as(gradient_.call, own.mean).lo;
       for (; c < end; ++c) {
         const GradientSums sums = gradient_.total(span, c);
         total[c - tile.begin].dz += sums.dz;

@@ -88,8 +88,13 @@ inline Moments run_moments(const Call& call, std::int64_t index, std::int64_t co
   return moments;
 }
 
-inline SplitMean split_mean(const Call& call, double mean) {
-  return call.compute == 8 ? split_mean<double>(mean) : split_mean<float>(mean);
+inline Split split_as(const Call& call, double value) {
+  return call.compute == 8 ? split_as<double>(value) : split_as<float>(value);
+}
+
+inline bool any_extreme(const Statistics* statistics, std::int64_t blocks) {
+  return std::any_of(statistics, statistics + blocks,
+                     [](const Statistics& of) { return of.extreme; });
 }
 
 // Up to kMaxLanes numbers of the compute type, with room for a vector behind the last.

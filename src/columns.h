@@ -28,8 +28,8 @@ class ColumnTiles {
   // f(block of the tile, its lanes within part, counted from part.begin)
   template <class F>
   void for_each_block(Range tile, Range part, F&& f) const {
-    for (std::int64_t lane = part.begin; lane < part.end;) {
-      const std::int64_t block = (lane - tile.begin) / channels_;
+    std::int64_t block = (part.begin - tile.begin) / channels_;
+    for (std::int64_t lane = part.begin; lane < part.end; ++block) {
       const std::int64_t end = std::min(part.end, tile.begin + (block + 1) * channels_);
       f(block, Range{lane - part.begin, end - part.begin});
       lane = end;
@@ -61,16 +61,18 @@ class Columns {
  public:
   static constexpr std::int64_t kMaxBlocks = kMaxLanes;
   static constexpr bool kCarries = false;
+  static constexpr bool kTakesUnits = false;
 
   explicit Columns(const Call& call) : call_(call), tiles_(call.spec, call.schedule) {}
 
+  std::int64_t units() const { return call_.schedule.units; }
   std::int64_t blocks(std::int64_t unit) const { return tiles_.blocks(unit); }
   std::int64_t first_block(std::int64_t unit) const { return tiles_.first_block(unit); }
 
   void reduce(std::int64_t unit, std::int64_t chunk, Moments* moments) const {
-    std::fill_n(moments, blocks(unit), Moments{});
     const Range rows = chunk_rows(unit, chunk);
     if (call_.schedule.by_runs) return reduce_by_runs(unit, rows, moments);
+    std::fill_n(moments, blocks(unit), Moments{});
     const std::int64_t merged = call_.schedule.merged;
     const std::int64_t whole = rows.size() / merged * merged;
     if (whole > 0) reduce_rows(unit, {rows.begin, rows.begin + whole}, merged, moments);
@@ -102,10 +104,11 @@ class Columns {
 
   void reduce_by_runs(std::int64_t unit, Range rows, Moments* moments) const {
     const std::int64_t channels = call_.spec.block.channels, count = blocks(unit);
+    const std::int64_t first = lanes(unit).begin;
+    run_moments(call_, rows.begin * width() + first, count, channels, moments);
     Moments runs[kMaxBlocks];
-    for (std::int64_t row = rows.begin; row < rows.end; ++row) {
-      const std::int64_t index = row * width() + lanes(unit).begin;
-      run_moments(call_, index, count, channels, runs);
+    for (std::int64_t row = rows.begin + 1; row < rows.end; ++row) {
+      run_moments(call_, row * width() + first, count, channels, runs);
       for (std::int64_t b = 0; b < count; ++b) moments[b] = merge(moments[b], runs[b]);
     }
   }

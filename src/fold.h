@@ -52,16 +52,16 @@ inline Moments merge_columns(const double* mean, const double* m2, std::int64_t 
   return {rows * columns, first + shift, within + rows * between};
 }
 
-// The mean as the compute type C holds it, and what is left.
-struct SplitMean {
+// A number as the compute type C holds it, and what is left.
+struct Split {
   double hi, lo;
 };
 template <class C>
-SplitMean split_mean(double mean) {
+Split split_as(double value) {
   constexpr double kNan = std::numeric_limits<double>::quiet_NaN();  // see RoundBF16 in simd-inl.h
-  if (std::isnan(mean)) return {kNan, kNan};
-  const auto hi = static_cast<double>(static_cast<C>(mean));
-  return {hi, mean - hi};
+  if (std::isnan(value)) return {kNan, kNan};
+  const auto hi = static_cast<double>(static_cast<C>(value));
+  return {hi, value - hi};
 }
 
 struct Statistics {

@@ -4,6 +4,7 @@
 #include "fold.h"
 #include "plan.h"
 #include "rows.h"
+#include "runs.h"
 #include "validate.h"
 
 #include <algorithm>
@@ -26,7 +27,7 @@ class Pass {
 
   void run() const {
     const Schedule& schedule = call_.schedule;
-    const std::int64_t pieces = schedule.units * schedule.chunks;
+    const std::int64_t units = walk_.units(), pieces = units * schedule.chunks;
     if (call_.spec.given_statistics) {
       parallel_for(call_, executor_, pieces, [&](std::int64_t begin, std::int64_t end) {
         apply(begin, end, [&](std::int64_t unit, Statistics* statistics) {
@@ -39,8 +40,11 @@ class Pass {
       return;
     }
     if (!splits(schedule, executor_.threads)) {
-      parallel_for(call_, executor_, schedule.units, [&](std::int64_t begin, std::int64_t end) {
-        small() ? batched(begin, end) : fused(begin, end);
+      parallel_for(call_, executor_, units, [&](std::int64_t begin, std::int64_t end) {
+        if constexpr (Walk::kTakesUnits) {
+          if (!Walk::kCarries || unit_elements() <= kSmallUnit) return batched(begin, end);
+        }
+        fused(begin, end);
       });
       return;
     }
@@ -64,8 +68,9 @@ class Pass {
   }
 
  private:
-  static constexpr std::int64_t kSmallUnit = 1024;  // elements: a few units fit in L1
-  static constexpr std::int64_t kBatch = Walk::kMaxBlocks == 1 ? 16 : 1;
+  static constexpr std::int64_t kSmallUnit = 1024;  // elements
+  static constexpr std::int64_t kBatch = 16;
+  static constexpr std::int64_t kBatchElements = 8192;  // stay in L1, or near it
 
   std::int64_t stride() const { return call_.schedule.blocks_per_unit; }
 
@@ -82,24 +87,25 @@ class Pass {
     }
   }
 
-  bool small() const {
+  std::int64_t unit_elements() const {
     const Block& block = call_.spec.block;
-    const std::int64_t elements = block.examples * block.channels * call_.spec.shape.s;
-    return Walk::kMaxBlocks == 1 && elements <= kSmallUnit;
+    return block.examples * block.channels * call_.spec.shape.s;
   }
 
-  // Small units: a few are reduced before the first is applied, so that the long latencies of the
-  // horizontal sums, divisions and roots of one hide behind the next.
+  // Units of one block and one chunk: a few are reduced before the first is applied, so that the
+  // long latencies of the horizontal sums, divisions and roots of one hide behind the next.
   void batched(std::int64_t begin, std::int64_t end) const {
-    Moments moments[kBatch * Walk::kMaxBlocks];
-    Statistics statistics[kBatch * Walk::kMaxBlocks];
-    for (std::int64_t first = begin; first < end; first += kBatch) {
-      const std::int64_t units = std::min(kBatch, end - first);
-      for (std::int64_t i = 0; i < units; ++i) walk_.reduce(first + i, 0, moments + i);
+    const std::int64_t batch =
+        std::clamp<std::int64_t>(kBatchElements / unit_elements(), 1, kBatch);
+    Moments moments[kBatch];
+    Statistics statistics[kBatch];
+    for (std::int64_t first = begin; first < end; first += batch) {
+      const std::int64_t units = std::min(batch, end - first);
+      walk_.reduce_units(first, units, moments);
       for (std::int64_t i = 0; i < units; ++i) {
         finish_unit(first + i, moments + i, statistics + i, true);
       }
-      for (std::int64_t i = 0; i < units; ++i) walk_.apply(first + i, 0, statistics + i);
+      walk_.apply_units(first, units, statistics);
     }
   }
 
@@ -170,7 +176,9 @@ Status Plan::forward(const Forward& args, std::span<std::byte> workspace,
   std::size_t room = workspace.size();
   auto* const partial = static_cast<detail::Moments*>(
       std::align(alignof(detail::Moments), sizeof(detail::Moments), aligned, room));
-  if (schedule_.columns) {
+  if (detail::is_runs(spec_, kernels_->lanes)) {
+    detail::Pass<detail::Runs>(call, partial, used).run();
+  } else if (schedule_.columns) {
     detail::Pass<detail::Columns>(call, partial, used).run();
   } else {
     detail::Pass<detail::Rows>(call, partial, used).run();

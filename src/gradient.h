@@ -4,6 +4,7 @@
 #define GROUPNORM_SRC_GRADIENT_H
 
 #include "call.h"
+#include "plan.h"
 #include "range.h"
 
 #include <algorithm>
@@ -24,8 +25,7 @@ struct SumsMap {
 
   SumsMap(const Spec& spec, const Schedule& schedule, std::int64_t lanes)
       : spans(spec.shape.n), channels(spec.shape.c), columns(schedule.columns) {
-    runs = spec.shape.s == 1 && spec.block.examples == 1 && spec.block.channels >= lanes &&
-           spec.param_stride == 0;
+    runs = is_runs(spec, lanes) && spec.param_stride == 0;
     if (runs) {
       span_examples = std::max<std::int64_t>(8, kSpanElements / spec.shape.c);
       spans = ceil_div(spec.shape.n, span_examples);
@@ -38,7 +38,7 @@ struct SumsMap {
   }
 
   // Of x: with dy, some 256 KB.
-  static constexpr std::int64_t kSpanElements = 32768;
+  static constexpr std::int64_t kSpanElements = 65536;
 
   std::int64_t size() const { return spans * channels * pieces; }
   std::int64_t index(std::int64_t span, std::int64_t channel, std::int64_t piece) const {
@@ -92,7 +92,7 @@ struct GradientCall {
             count,
             stride,
             statistics.mean,
-            split_mean(call, statistics.mean).hi,
+            split_as(call, statistics.mean).hi,
             gamma * statistics.rstd,
             beta,
             call.spec.activation};
@@ -109,7 +109,7 @@ inline bool sound(const GradientSums& sums) {
 inline GradientTerms terms_of(const Call& call, const Statistics& statistics, double rstd_d,
                               double rstd_e) {
   const Spec& spec = call.spec;
-  const double rstd = statistics.rstd, mean_lo = split_mean(call, statistics.mean).lo;
+  const double rstd = statistics.rstd, mean_lo = split_as(call, statistics.mean).lo;
   const auto m = static_cast<double>(spec.block.examples * spec.block.channels * spec.shape.s);
   // In this order no factor leaves the range of double before the product does.
   const double slope = -rstd * (rstd * rstd_e) / (m - spec.correction);
@@ -130,7 +130,7 @@ inline GradientTerms block_terms(const GradientCall& gradient, std::int64_t bloc
   const std::int64_t groups = spec.shape.c / spec.block.channels;
   const std::int64_t row = block / groups, first = block % groups * spec.block.channels;
   const std::int64_t spans = spec.block.examples / gradient.map.span_examples;
-  const double mean_lo = split_mean(call, statistics.mean).lo;
+  const double mean_lo = split_as(call, statistics.mean).lo;
   double d = 0, e = 0;
   for (std::int64_t span = row * spans; span < (row + 1) * spans; ++span) {
     for (std::int64_t c = first; c < first + spec.block.channels; ++c) {

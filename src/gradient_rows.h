@@ -72,7 +72,7 @@ class GradientRows {
     if (kernel) {
       call_.kernels.gradients->reduce_rows({call_.x(rows.index), gradient_.dy(rows.index),
                                             rows.rows, rows.length,
-                                            split_mean(call_, statistics.mean).hi, coefficients.a(),
+                                            split_as(call_, statistics.mean).hi, coefficients.a(),
                                             coefficients.b(), call_.spec.activation, sums});
     }
     for (std::int64_t r = 0; r < rows.rows; ++r) {
@@ -85,7 +85,7 @@ class GradientRows {
     if (by_kernel(rows, terms.extreme)) {
       call_.kernels.gradients->apply_rows(
           {call_.x(rows.index), gradient_.dy(rows.index), gradient_.dx(rows.index), rows.rows,
-           rows.length, split_mean(call_, statistics.mean).hi, coefficients.a(), coefficients.b(),
+           rows.length, split_as(call_, statistics.mean).hi, coefficients.a(), coefficients.b(),
            terms.shift, terms.slope, call_.spec.activation, call_.store});
       return;
     }

@@ -78,10 +78,12 @@ class Rows {
 
  public:
   static constexpr std::int64_t kMaxBlocks = 1;
-  static constexpr bool kCarries = true;  // has apply_and_reduce
+  static constexpr bool kCarries = true;     // has apply_and_reduce
+  static constexpr bool kTakesUnits = true;  // has reduce_units, apply_units
 
   explicit Rows(const Call& call) : call_(call), parts_(call.spec, call.schedule) {}
 
+  std::int64_t units() const { return call_.schedule.units; }
   std::int64_t blocks(std::int64_t) const { return 1; }
   std::int64_t first_block(std::int64_t unit) const { return unit; }
 
@@ -94,6 +96,33 @@ class Rows {
 
   void apply(std::int64_t unit, std::int64_t chunk, const Statistics* statistics) const {
     parts_.for_each(unit, chunk, [&](const Part& part) { apply_part(part, *statistics, {}); });
+  }
+
+  // Units [first, first + count), of one chunk each.
+  void reduce_units(std::int64_t first, std::int64_t count, Moments* moments) const {
+    if (call_.spec.block.examples == 1) {
+      const std::int64_t run = call_.spec.block.channels * call_.spec.shape.s;
+      return run_moments(call_, first * run, count, run, moments);
+    }
+    for (std::int64_t i = 0; i < count; ++i) reduce(first + i, 0, moments + i);
+  }
+
+  void apply_units(std::int64_t first, std::int64_t count, const Statistics* statistics) const {
+    const auto [examples, channels] = call_.spec.block;
+    const std::int64_t s = call_.spec.shape.s, groups = call_.spec.shape.c / channels;
+    if (examples > 1 || channels > kMaxLanes || channels * s < call_.kernels.lanes ||
+        any_extreme(statistics, count)) {
+      for (std::int64_t i = 0; i < count; ++i) apply(first + i, 0, statistics + i);
+      return;
+    }
+    Coefficients coefficients(call_);
+    for (std::int64_t i = 0; i < count;) {
+      const std::int64_t example = (first + i) / groups, group = (first + i) % groups;
+      const std::int64_t some = std::min({count - i, groups - group, kMaxLanes / channels});
+      coefficients.make(example, group * channels, some, channels, statistics + i);
+      apply_rows(coefficients, (first + i) * channels * s, some * channels, s, {});
+      i += some;
+    }
   }
 
   // Applies a chunk while it reduces the same chunk of unit `next`.
@@ -128,21 +157,23 @@ class Rows {
       }
       return;
     }
-    const double mean = split_mean(call_, statistics.mean).hi;
     Coefficients coefficients(call_);
     const std::int64_t pieces = ceil_div(part.rows, kMaxLanes);
     for (std::int64_t p = 0; p < pieces; ++p) {
       const Range rows = share(p, pieces, part.rows);
-      const std::int64_t index = part.index + rows.begin * part.length;
       coefficients.make(part.example, part.channel + rows.begin, 1, rows.size(), &statistics);
-      if (!by_rows(part, statistics)) {
-        apply_short_rows(coefficients, index, rows.size(), part.length);
-        continue;
-      }
-      call_.kernels.apply_rows({call_.x(index), call_.y(index), rows.size(), part.length, mean,
-                                coefficients.a(), coefficients.b(), call_.spec.activation,
-                                call_.store, p == 0 ? next : Kernels::Runs{}});
+      apply_rows(coefficients, part.index + rows.begin * part.length, rows.size(), part.length,
+                 p == 0 ? next : Kernels::Runs{});
     }
+  }
+
+  // Rows from `index` on, at most kMaxLanes of them; `next` where they are at least a vector long.
+  void apply_rows(const Coefficients& coefficients, std::int64_t index, std::int64_t rows,
+                  std::int64_t length, Kernels::Runs next) const {
+    if (length < call_.kernels.lanes) return apply_short_rows(coefficients, index, rows, length);
+    call_.kernels.apply_rows({call_.x(index), call_.y(index), rows, length, coefficients.mean(),
+                              coefficients.a(), coefficients.b(), call_.spec.activation,
+                              call_.store, next});
   }
 
   // Rows shorter than a vector, as rows of lanes that each have their own coefficients.

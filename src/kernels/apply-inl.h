@@ -22,19 +22,40 @@ HWY_BEFORE_NAMESPACE();
 namespace groupnorm::detail {
 namespace HWY_NAMESPACE {
 
-// What y needs beside x: one vector of each.
+// What y, or dx, needs beside x: one vector of each.
 template <class V>
 struct Affine {
   V mean, a, b;
+
+  // z of d = x - mean.
+  HWY_INLINE V Z(V d) const { return hn::MulAdd(d, a, b); }
+  // a dz + plus.
+  HWY_INLINE V Times(V dz, V plus) const { return hn::MulAdd(a, dz, plus); }
 };
 
-template <class Act, class D, class V>
-HWY_INLINE V Normalize(D d, V x, const Affine<V>& by) {
-  return Act::Apply(d, hn::MulAdd(hn::Sub(x, by.mean), by.a, by.b));
+// The same where a row has one rstd and each element its own gamma and beta. rstd is the sum of two
+// numbers and shift = -(the rest of the mean) * rstd: xhat is rounded once, as a is.
+template <class V>
+struct Scaled {
+  V mean, rstd, rstd_lo, shift, gamma, beta;
+
+  HWY_INLINE V Z(V d) const {
+    const V xhat = hn::MulAdd(d, rstd, hn::MulAdd(d, rstd_lo, shift));
+    return hn::MulAdd(xhat, gamma, beta);
+  }
+  HWY_INLINE V Times(V dz, V plus) const {
+    const V weighed = hn::Mul(gamma, dz);
+    return hn::MulAdd(rstd, weighed, hn::MulAdd(rstd_lo, weighed, plus));
+  }
+};
+
+template <class Act, class D, class V, template <class> class Terms>
+HWY_INLINE V Normalize(D d, V x, const Terms<V>& by) {
+  return Act::Apply(d, by.Z(hn::Sub(x, by.mean)));
 }
 
-template <class Act, class D, class V>
-HWY_INLINE Pair<V> Normalize(D d, const Pair<V>& x, const Pair<Affine<V>>& by) {
+template <class Act, class D, class V, template <class> class Terms>
+HWY_INLINE Pair<V> Normalize(D d, const Pair<V>& x, const Pair<Terms<V>>& by) {
   return {Normalize<Act>(d, x.v0, by.v0), Normalize<Act>(d, x.v1, by.v1)};
 }
 
@@ -52,35 +73,6 @@ HWY_INLINE V Clean(D d, V v) {
   if constexpr (!std::is_same_v<T, BF16>) return v;
   return hn::IfThenElse(hn::IsNaN(v), hn::Set(d, std::numeric_limits<float>::quiet_NaN()), v);
 }
-
-// The rstd of one block as a factor. Its products with an f32 are rounded once, but for 2^-12 ulp:
-// both are cut in halves of 12 bits, whose products are exact (Dekker, "A floating-point technique
-// for extending the available precision", 1971).
-template <class D>
-class Factor {
-  using C = hn::TFromD<D>;
-  using V = hn::Vec<D>;
-
- public:
-  HWY_INLINE Factor(D d, double value) : upper_(hn::Set(d, static_cast<C>(value))) {
-    if constexpr (sizeof(C) == 4) upper_ = UpperHalf(d, upper_);
-    lower_ = hn::Set(d, static_cast<C>(value - static_cast<double>(hn::GetLane(upper_))));
-  }
-
-  HWY_INLINE V Times(D d, V v) const {
-    if constexpr (sizeof(C) == 8) return hn::Mul(v, upper_);
-    const V upper = UpperHalf(d, v);
-    const V rest = hn::MulAdd(hn::Sub(v, upper), upper_, hn::Mul(v, lower_));
-    return hn::MulAdd(upper, upper_, rest);
-  }
-
- private:
-  static HWY_INLINE V UpperHalf(D d, V v) {
-    return hn::And(v, hn::BitCast(d, hn::Set(hn::RebindToUnsigned<D>(), 0xFFFFF000U)));
-  }
-
-  V upper_, lower_;
-};
 
 // gamma or beta from entry i on; null stands for `missing`.
 template <class P, class D>
@@ -104,8 +96,7 @@ class Uniform {
   V mean_, a_, b_;  // an Affine would be copied through memory
 };
 
-// The coefficients of a row that has one mean and one rstd, and a gamma and a beta for each
-// element.
+// The same of a row that has one mean and one rstd, and a gamma and a beta for each element.
 template <class T, class P>
 class PerElement {
   using C = Compute<T>;
@@ -116,25 +107,20 @@ class PerElement {
   // gamma and beta from entry `first` on; null stands for 1 and 0.
   HWY_INLINE PerElement(const void* gamma, const void* beta, std::int64_t first,
                         const Statistics& statistics)
-      : gamma_(From(gamma, first)), beta_(From(beta, first)), rstd_(D(), statistics.rstd) {
-    const SplitMean mean = split_mean<C>(statistics.mean);
-    mean_hi_ = hn::Set(D(), static_cast<C>(mean.hi));
-    mean_lo_ = hn::Set(D(), static_cast<C>(mean.lo));
+      : gamma_(From(gamma, first)), beta_(From(beta, first)) {
+    const D d;
+    const Split mean = split_as<C>(statistics.mean), rstd = split_as<C>(statistics.rstd);
+    mean_ = hn::Set(d, static_cast<C>(mean.hi));
+    rstd_ = hn::Set(d, static_cast<C>(rstd.hi));
+    rstd_lo_ = hn::Set(d, static_cast<C>(rstd.lo));
+    shift_ = hn::Set(d, static_cast<C>(-mean.lo * (rstd.hi + rstd.lo)));
   }
 
-  HWY_INLINE Affine<V> At(std::int64_t i) const {
+  HWY_INLINE Scaled<V> At(std::int64_t i) const {
     const D d;
     return Of(LoadParam<P>(d, gamma_, i, C{1}), LoadParam<P>(d, beta_, i, C{0}));
   }
-  // The same of `left` elements, fewer than a vector holds: nothing is read behind them.
-  HWY_INLINE Affine<V> AtEnd(std::int64_t i, std::int64_t left) const {
-    P gamma[hn::MaxLanes(D())] = {}, beta[hn::MaxLanes(D())] = {};
-    PerElement copy = *this;
-    copy.gamma_ = Copy(gamma_, i, left, gamma);
-    copy.beta_ = Copy(beta_, i, left, beta);
-    return copy.At(0);
-  }
-  HWY_INLINE Pair<Affine<V>> PairAt(std::int64_t i) const {
+  HWY_INLINE Pair<Scaled<V>> PairAt(std::int64_t i) const {
     const Pair<V> gamma = ParamPair(gamma_, i, C{1}), beta = ParamPair(beta_, i, C{0});
     return {Of(gamma.v0, beta.v0), Of(gamma.v1, beta.v1)};
   }
@@ -150,16 +136,13 @@ class PerElement {
     return param == nullptr ? nullptr : static_cast<const P*>(param) + i;
   }
 
-  HWY_INLINE Affine<V> Of(V gamma, V beta) const {
-    const D d;
-    const V a = Clean<T>(d, rstd_.Times(d, gamma));
-    return {mean_hi_, a, Clean<T>(d, hn::NegMulAdd(mean_lo_, a, beta))};
+  HWY_INLINE Scaled<V> Of(V gamma, V beta) const {
+    return {mean_, rstd_, rstd_lo_, shift_, CleanParam(gamma), CleanParam(beta)};
   }
 
-  static HWY_INLINE const P* Copy(const P* param, std::int64_t i, std::int64_t count, P* to) {
-    if (param == nullptr) return nullptr;
-    std::copy_n(param + i, count, to);
-    return to;
+  static HWY_INLINE V CleanParam(V param) {
+    if constexpr (std::is_same_v<P, T>) return param;
+    return Clean<T>(D(), param);
   }
 
   static HWY_INLINE Pair<V> ParamPair(const P* param, std::int64_t i, C missing) {
@@ -171,8 +154,7 @@ class PerElement {
 
   const P* gamma_;
   const P* beta_;
-  Factor<D> rstd_;
-  V mean_hi_, mean_lo_;
+  V mean_, rstd_, rstd_lo_, shift_;
 };
 
 // Stands in for RunSums where there is nothing to reduce beside an apply.
@@ -238,12 +220,12 @@ struct RowsOf {
   static HWY_INLINE void Apply(const Kernels::ApplyRows& args, Sums& sums) {
     using C = Compute<T>;
     const hn::ScalableTag<C> d;
-    const auto mean = hn::Set(d, static_cast<C>(args.mean));
+    const C* const mean = static_cast<const C*>(args.mean);
     const C* const a = static_cast<const C*>(args.a);
     const C* const b = static_cast<const C*>(args.b);
     for (std::int64_t r = 0; r < args.rows; ++r) {
       const std::int64_t at = r * args.length;
-      const Uniform terms(mean, hn::Set(d, a[r]), hn::Set(d, b[r]));
+      const Uniform terms(hn::Set(d, mean[r]), hn::Set(d, a[r]), hn::Set(d, b[r]));
       ApplyRow<T, Act, kStore>(d, static_cast<const T*>(args.x) + at, static_cast<T*>(args.y) + at,
                                args.length, terms, sums);
     }
@@ -378,6 +360,79 @@ void ApplyRuns(const Kernels::ApplyRuns& args) {
   DispatchStore<RunsOf<T, P>>(args, args.store);
 }
 
+// The rstd of one block as a factor. Its products with an f32 are rounded once, but for 2^-12 ulp:
+// both are cut in halves of 12 bits, whose products are exact (Dekker, "A floating-point technique
+// for extending the available precision", 1971).
+template <class D>
+class Factor {
+  using C = hn::TFromD<D>;
+  using V = hn::Vec<D>;
+
+ public:
+  HWY_INLINE Factor(D d, double value) : upper_(hn::Set(d, static_cast<C>(value))) {
+    if constexpr (sizeof(C) == 4) upper_ = UpperHalf(d, upper_);
+    lower_ = hn::Set(d, static_cast<C>(value - static_cast<double>(hn::GetLane(upper_))));
+  }
+
+  HWY_INLINE V Times(D d, V v) const {
+    if constexpr (sizeof(C) == 8) return hn::Mul(v, upper_);
+    const V upper = UpperHalf(d, v);
+    const V rest = hn::MulAdd(hn::Sub(v, upper), upper_, hn::Mul(v, lower_));
+    return hn::MulAdd(upper, upper_, rest);
+  }
+
+ private:
+  static HWY_INLINE V UpperHalf(D d, V v) {
+    return hn::And(v, hn::BitCast(d, hn::Set(hn::RebindToUnsigned<D>(), 0xFFFFF000U)));
+  }
+
+  V upper_, lower_;
+};
+
+// The coefficients of the lanes of one block.
+template <class T, class P>
+class BlockCoefficients {
+  using C = Compute<T>;
+  using D = hn::ScalableTag<C>;
+  using V = hn::Vec<D>;
+
+ public:
+  HWY_INLINE BlockCoefficients(const void* gamma, const void* beta, const Statistics& statistics)
+      : gamma_(static_cast<const P*>(gamma)),
+        beta_(static_cast<const P*>(beta)),
+        rstd_(D(), statistics.rstd) {
+    const Split mean = split_as<C>(statistics.mean);
+    mean_hi_ = hn::Set(D(), static_cast<C>(mean.hi));
+    mean_lo_ = hn::Set(D(), static_cast<C>(mean.lo));
+  }
+
+  HWY_INLINE Affine<V> At(std::int64_t i) const { return Of(gamma_, beta_, i); }
+  // The same of `left` elements, fewer than a vector holds: nothing is read behind them.
+  HWY_INLINE Affine<V> AtEnd(std::int64_t i, std::int64_t left) const {
+    P gamma[hn::MaxLanes(D())] = {}, beta[hn::MaxLanes(D())] = {};
+    return Of(Copy(gamma_, i, left, gamma), Copy(beta_, i, left, beta), 0);
+  }
+
+ private:
+  HWY_INLINE Affine<V> Of(const P* gamma, const P* beta, std::int64_t i) const {
+    const D d;
+    const V a = Clean<T>(d, rstd_.Times(d, LoadParam<P>(d, gamma, i, C{1})));
+    const V b = hn::NegMulAdd(mean_lo_, a, LoadParam<P>(d, beta, i, C{0}));
+    return {mean_hi_, a, Clean<T>(d, b)};
+  }
+
+  static HWY_INLINE const P* Copy(const P* param, std::int64_t i, std::int64_t count, P* to) {
+    if (param == nullptr) return nullptr;
+    std::copy_n(param + i, count, to);
+    return to;
+  }
+
+  const P* gamma_;
+  const P* beta_;
+  Factor<D> rstd_;
+  V mean_hi_, mean_lo_;
+};
+
 // T: the data's storage dtype, which sets the compute type; P: that of gamma and beta.
 template <class T, class P>
 void Coefficients(const Kernels::Coefficients& args) {
@@ -389,7 +444,7 @@ void Coefficients(const Kernels::Coefficients& args) {
   C* const b = static_cast<C*>(args.b);
   const std::int64_t channels = args.channels, readable = args.readable;
   for (std::int64_t block = 0; block < args.blocks; ++block) {
-    const PerElement<T, P> terms(args.gamma, args.beta, 0, args.statistics[block]);
+    const BlockCoefficients<T, P> terms(args.gamma, args.beta, args.statistics[block]);
     const std::int64_t end = (block + 1) * channels;
     for (std::int64_t i = end - channels; i < end; i += lanes) {
       const std::int64_t left = readable - i;

@@ -23,16 +23,10 @@ HWY_BEFORE_NAMESPACE();
 namespace groupnorm::detail {
 namespace HWY_NAMESPACE {
 
-// dz of one vector; d_mean is x - mean.
-template <class Act, class D, class V>
-HWY_INLINE V Dz(D d, V d_mean, V dy, V a, V b) {
-  return Act::Gradient(d, hn::MulAdd(d_mean, a, b), dy);
-}
-
-template <class Act, class D, class V>
-HWY_INLINE V Dx(D d, V x, V dy, const Affine<V>& by, V shift, V slope) {
+template <class Act, class D, class V, class Terms>
+HWY_INLINE V Dx(D d, V x, V dy, const Terms& by, V shift, V slope) {
   const V d_mean = hn::Sub(x, by.mean);
-  return hn::MulAdd(by.a, Dz<Act>(d, d_mean, dy, by.a, by.b), hn::MulAdd(slope, d_mean, shift));
+  return by.Times(Act::Gradient(d, by.Z(d_mean), dy), hn::MulAdd(slope, d_mean, shift));
 }
 
 // The sums of one row, in four chains each.
@@ -76,17 +70,14 @@ class RowGradient {
   GradientSums total_{0, 0};
 };
 
-// Of a dz, where every element has its own a; else of dz.
-template <class T, class Act, bool kTimesA, class D, class Terms>
+template <class T, class Act, class D, class Terms>
 HWY_INLINE GradientSums SumRow(D d, const T* x, const T* dy, std::int64_t count,
                                const Terms& terms) {
   using V = hn::Vec<D>;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
   RowGradient<D> sums;
-  const auto dz_of = [&](V d_mean, V g, const Affine<V>& by) HWY_ATTR {
-    const V dz = Dz<Act>(d, d_mean, g, by.a, by.b);
-    return kTimesA ? hn::Mul(dz, by.a) : dz;
-  };
+  const auto dz_of = [&](V d_mean, V g, const Affine<V>& by)
+                         HWY_ATTR { return Act::Gradient(d, by.Z(d_mean), g); };
   // The halves of a long row go side by side: see RunSums.
   const std::int64_t steps = count / (4 * lanes);
   const bool halves = count >= 4 * kLongRun;
@@ -134,22 +125,8 @@ struct ReduceRowsOf {
       const std::int64_t at = r * args.length;
       const Uniform terms(mean, hn::Set(d, static_cast<const C*>(args.a)[r]),
                           hn::Set(d, static_cast<const C*>(args.b)[r]));
-      args.sums[r] = SumRow<T, Act, false>(d, static_cast<const T*>(args.x) + at,
-                                           static_cast<const T*>(args.dy) + at, args.length, terms);
-    }
-  }
-};
-
-template <class T, class P>
-struct ReduceGradientRunsOf {
-  template <class Act, Store>
-  static void Run(const GradientKernels::ReduceRuns& args) {
-    const hn::ScalableTag<Compute<T>> d;
-    for (std::int64_t r = 0; r < args.runs; ++r) {
-      const std::int64_t at = r * args.count;
-      const PerElement<T, P> terms(args.gamma, args.beta, at, args.statistics[r]);
-      args.sums[r] = SumRow<T, Act, true>(d, static_cast<const T*>(args.x) + at,
-                                          static_cast<const T*>(args.dy) + at, args.count, terms);
+      args.sums[r] = SumRow<T, Act>(d, static_cast<const T*>(args.x) + at,
+                                    static_cast<const T*>(args.dy) + at, args.length, terms);
     }
   }
 };
@@ -158,6 +135,7 @@ struct ReduceGradientRunsOf {
 template <class T, class Act>
 struct LaneBands {
   using C = Compute<T>;
+  static constexpr std::int64_t kBand = 8;
   const GradientKernels::ReduceLanes& args;
 
   // Adds kRows rows, `apart` rows apart, to the chains of dz and dz (x - mean).
@@ -176,7 +154,8 @@ struct LaneBands {
       auto band_dz = hn::Zero(d), band_dzx = hn::Zero(d);
       for (std::int64_t r = 0; r < kRows; ++r) {
         const auto d_mean = hn::Sub(LoadAs(d, x + r * stride + at), mean);
-        const auto v = Dz<Act>(d, d_mean, LoadAs(d, dy + r * stride + at), a, b);
+        const auto z = hn::MulAdd(d_mean, a, b);
+        const auto v = Act::Gradient(d, z, LoadAs(d, dy + r * stride + at));
         band_dz = hn::Add(band_dz, v);
         band_dzx = hn::MulAdd(v, d_mean, band_dzx);
       }
@@ -185,56 +164,92 @@ struct LaneBands {
   }
 };
 
-// Rows that have a mean and a rstd each, as ReduceParams has them.
+// Runs that have a mean and a rstd each, as ReduceRuns has them: sums down the columns, of dz and
+// dz xhat, and along the runs.
 template <class T, class P, class Act>
-struct ParamBands {
+struct RunBands {
   using C = Compute<T>;
-  const GradientKernels::ReduceParams& args;
+  using D = hn::ScalableTag<C>;
+  using V = hn::Vec<D>;
+  static constexpr std::int64_t kBand = 4;  // their sums along the runs fill the registers
+  const GradientKernels::ReduceRuns& args;
 
-  // Adds kRows rows, `apart` rows apart, to the chains of dz and dz xhat.
+  // Adds kRows runs, `apart` runs apart, to the chains of dz and dz xhat, and to the runs' own
+  // sums.
   template <std::int64_t kRows>
   HWY_INLINE void Add(std::int64_t row, std::int64_t apart, ColumnSums<C>* sums) const {
-    const hn::ScalableTag<C> d;
-    const std::int64_t stride = apart * args.stride;
+    const D d;
     const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+    const std::int64_t stride = apart * args.stride;
     const T* const x = static_cast<const T*>(args.x) + row * args.stride;
     const T* const dy = static_cast<const T*>(args.dy) + row * args.stride;
-    C mean[kRows], rstd[kRows], shift[kRows];  // xhat = (x - mean) rstd + shift
+    // xhat = (x - mean) rstd + shift, each in all lanes
+    constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(D()));
+    HWY_ALIGN C mean[kRows * kLanes], rstd[kRows * kLanes], shift[kRows * kLanes];
     for (std::int64_t r = 0; r < kRows; ++r) {
-      const Statistics& own = args.statistics[row + r * apart];
-      const SplitMean split = split_mean<C>(own.mean);
-      mean[r] = static_cast<C>(split.hi);
-      rstd[r] = static_cast<C>(own.rstd);
-      shift[r] = static_cast<C>(-split.lo * own.rstd);
+      const Statistics& own = args.statistics[(row + r * apart) * args.step];
+      const Split split = split_as<C>(own.mean);
+      hn::Store(hn::Set(d, static_cast<C>(split.hi)), d, mean + r * lanes);
+      hn::Store(hn::Set(d, static_cast<C>(own.rstd)), d, rstd + r * lanes);
+      hn::Store(hn::Set(d, static_cast<C>(-split.lo * own.rstd)), d, shift + r * lanes);
     }
-    for (std::int64_t i = 0; i < args.width; i += lanes) {
-      const std::int64_t at = std::min(i, args.width - lanes);
+    V run_dz[kRows], run_dzx[kRows];
+    const auto start = [&] HWY_ATTR {
+      for (std::int64_t r = 0; r < kRows; ++r) run_dz[r] = run_dzx[r] = hn::Zero(d);
+    };
+    const auto fold = [&] HWY_ATTR {
+      for (std::int64_t r = 0; r < kRows; ++r) {
+        GradientSums& run = args.run_sums[(row + r * apart) * args.step];
+        run.dz += SumLanes(d, run_dz[r]);
+        run.dzx += SumLanes(d, run_dzx[r]);
+      }
+    };
+    // Of the vector at `at`, for column sums [i]; `counted` says which lanes the runs have already.
+    const auto add = [&](std::int64_t i, std::int64_t at, const auto& fresh) HWY_ATTR {
       const auto gamma = LoadParam<P>(d, args.gamma, at, C{1});
       const auto beta = LoadParam<P>(d, args.beta, at, C{0});
       auto band_dz = hn::Zero(d), band_dzx = hn::Zero(d);
       for (std::int64_t r = 0; r < kRows; ++r) {
-        const auto d_mean = hn::Sub(LoadAs(d, x + r * stride + at), hn::Set(d, mean[r]));
-        const auto by_rstd = hn::Set(d, rstd[r]), plus = hn::Set(d, shift[r]);
-        const auto xhat = hn::MulAdd(d_mean, by_rstd, plus);
-        const auto v = Dz<Act>(d, xhat, LoadAs(d, dy + r * stride + at), gamma, beta);
-        band_dz = hn::Add(band_dz, v);
-        // Not v * xhat: where eps is all there is of a deviation, xhat has few digits.
-        band_dzx = hn::MulAdd(hn::Mul(v, by_rstd), d_mean, hn::MulAdd(v, plus, band_dzx));
+        const auto d_mean = hn::Sub(LoadAs(d, x + r * stride + at), hn::Load(d, mean + r * lanes));
+        const auto by_rstd = hn::Load(d, rstd + r * lanes), plus = hn::Load(d, shift + r * lanes);
+        const auto z = hn::MulAdd(hn::MulAdd(d_mean, by_rstd, plus), gamma, beta);
+        const auto dz = Act::Gradient(d, z, LoadAs(d, dy + r * stride + at));
+        // Not dz * xhat: where eps is all there is of a deviation, xhat has few digits.
+        const auto scaled = hn::Mul(dz, by_rstd);
+        band_dz = hn::Add(band_dz, dz);
+        band_dzx = hn::MulAdd(scaled, d_mean, hn::MulAdd(dz, plus, band_dzx));
+        const auto of_run = fresh(hn::Mul(scaled, gamma));
+        run_dz[r] = hn::Add(run_dz[r], of_run);
+        run_dzx[r] = hn::MulAdd(of_run, d_mean, run_dzx[r]);
       }
       sums->Add(i, band_dz, band_dzx);
+    };
+    const auto all = [](V v) HWY_ATTR { return v; };
+    const std::int64_t whole = args.width / lanes * lanes;
+    for (std::int64_t i = 0; i < whole;) {
+      start();
+      const std::int64_t end = std::min(whole, i + kChain * lanes);
+      for (; i < end; i += lanes) add(i, i, all);
+      fold();
     }
+    if (whole == args.width) return;
+    // A vector that ends with the run, the lanes already counted left out of the run's sums.
+    const auto counted = hn::FirstN(d, static_cast<std::size_t>(lanes - (args.width - whole)));
+    start();
+    add(whole, args.width - lanes, [&](V v) HWY_ATTR { return hn::IfThenZeroElse(counted, v); });
+    fold();
   }
 };
 
 // The sums of each column over all rows of the bands.
 template <class C, class Bands>
-HWY_INLINE void ReduceBands(const Bands& bands, GradientSums* result) {
-  const std::int64_t width = bands.args.width;
+HWY_INLINE void ReduceBands(const Bands& bands, std::int64_t rows, std::int64_t width,
+                            GradientSums* result) {
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(hn::ScalableTag<C>()));
   const std::int64_t padded = (width + lanes - 1) / lanes * lanes;
   ColumnSums<C> sums;
   sums.Clear(padded);
-  SumBands(bands, bands.args.rows, padded, &sums);
+  SumBands(bands, rows, padded, &sums);
   for (std::int64_t i = 0; i < padded; ++i) {
     const bool last = i >= padded - lanes;
     result[last ? width - padded + i : i] = {sums.s1[i], sums.s2[i]};
@@ -245,15 +260,15 @@ template <class T>
 struct ReduceLanesOf {
   template <class Act, Store>
   static void Run(const GradientKernels::ReduceLanes& args) {
-    ReduceBands<Compute<T>>(LaneBands<T, Act>{args}, args.sums);
+    ReduceBands<Compute<T>>(LaneBands<T, Act>{args}, args.rows, args.width, args.sums);
   }
 };
 
 template <class T, class P>
-struct ReduceParamsOf {
+struct ReduceGradientRunsOf {
   template <class Act, Store>
-  static void Run(const GradientKernels::ReduceParams& args) {
-    ReduceBands<Compute<T>>(ParamBands<T, P, Act>{args}, args.sums);
+  static void Run(const GradientKernels::ReduceRuns& args) {
+    ReduceBands<Compute<T>>(RunBands<T, P, Act>{args}, args.runs, args.width, args.column_sums);
   }
 };
 
@@ -394,11 +409,6 @@ void ReduceGradientRows(const GradientKernels::ReduceRows& args) {
 template <class T, class P>
 void ReduceGradientRuns(const GradientKernels::ReduceRuns& args) {
   DispatchActivation<ReduceGradientRunsOf<T, P>, Store::cached>(args);
-}
-
-template <class T, class P>
-void ReduceParams(const GradientKernels::ReduceParams& args) {
-  DispatchActivation<ReduceParamsOf<T, P>, Store::cached>(args);
 }
 
 template <class T>

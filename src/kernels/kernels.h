@@ -93,22 +93,28 @@ struct GradientKernels {
   };
   void (*apply_lanes)(const ApplyLanes&);
 
-  // Runs whose elements have their own gamma and beta each (as Kernels::ApplyRuns):
-  // x, dy [runs, count], contiguous, count >= lanes -> sums [runs] of a dz in the place of dz.
+  // Runs whose elements have their own gamma and beta each (as Kernels::ApplyRuns), or parts of
+  // them: x, dy [runs, width], runs `stride` elements apart, lanes <= width <= kMaxLanes; gamma,
+  // beta [width]; statistics [runs], `step` apart. Writes column_sums [width], of dz and dz * xhat
+  // down the columns, and adds to run_sums [runs], `step` apart, those of a dz in the place of dz:
+  // a = gamma times rstd as the compute type holds it.
   struct ReduceRuns {
     const void* x;
     const void* dy;
     const void* gamma;
     const void* beta;
-    std::int64_t runs, count;
+    std::int64_t runs, stride, width;
     const Statistics* statistics;
+    std::int64_t step;
     Activation activation;
-    GradientSums* sums;
+    GradientSums* column_sums;
+    GradientSums* run_sums;
   };
   void (*reduce_runs_same)(const ReduceRuns&);
   void (*reduce_runs_f32)(const ReduceRuns&);
 
-  // dx = a dz + (slope (x - mean) + shift), terms [runs]. dx == dy is allowed with Store::cached.
+  // dx = gamma rstd dz + (slope (x - mean) + shift), terms [runs]. dx == dy is allowed with
+  // Store::cached.
   struct ApplyRuns {
     const void* x;
     const void* dy;
@@ -123,21 +129,6 @@ struct GradientKernels {
   };
   void (*apply_runs_same)(const ApplyRuns&);
   void (*apply_runs_f32)(const ApplyRuns&);
-
-  // x, dy [rows, width], rows `stride` elements apart, lanes <= width <= kMaxLanes, statistics
-  // [rows] -> sums [width] of dz and dz * xhat down the rows. gamma, beta [width].
-  struct ReduceParams {
-    const void* x;
-    const void* dy;
-    const void* gamma;
-    const void* beta;
-    std::int64_t rows, stride, width;
-    const Statistics* statistics;
-    Activation activation;
-    GradientSums* sums;
-  };
-  void (*reduce_params_same)(const ReduceParams&);
-  void (*reduce_params_f32)(const ReduceParams&);
 };
 
 struct Kernels {
@@ -176,15 +167,15 @@ struct Kernels {
   void (*coefficients_same)(const Coefficients&);
   void (*coefficients_f32)(const Coefficients&);
 
-  // y = activation(a[r] * (x - mean) + b[r]) for x, y [rows, length], contiguous, length >= lanes.
-  // y == x is allowed with Store::cached. Where next.x is not null, also reduces those runs (at
-  // most one), with the bits of reduce_runs: its reads hide behind the writes of y. It must not
+  // y = activation(a[r] * (x - mean[r]) + b[r]) for x, y [rows, length], contiguous, length >=
+  // lanes. y == x is allowed with Store::cached. Where next.x is not null, also reduces those runs
+  // (at most one), with the bits of reduce_runs: its reads hide behind the writes of y. It must not
   // overlap y.
   struct ApplyRows {
     const void* x;
     void* y;
     std::int64_t rows, length;
-    double mean;  // representable in the compute type
+    const void* mean;
     const void* a;
     const void* b;
     Activation activation;
@@ -207,9 +198,8 @@ struct Kernels {
   };
   void (*apply_lanes)(const ApplyLanes&);
 
-  // y = activation(a (x - mean) + b) for x, y [runs, count], contiguous, count >= lanes, and
-  // statistics [runs]; a and b are made on the way, with the bits of the coefficients above. gamma,
-  // beta [runs, count]. y == x is allowed with Store::cached.
+  // y = activation(gamma (x - mean) rstd + beta) for x, y [runs, count], contiguous, count >=
+  // lanes, and statistics [runs]. gamma, beta [runs, count]. y == x is allowed with Store::cached.
   struct ApplyRuns {
     const void* x;
     void* y;

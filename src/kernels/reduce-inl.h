@@ -29,15 +29,17 @@ namespace HWY_NAMESPACE {
 inline constexpr std::int64_t kChain = 32;
 // Elements from which on a run is read in several places at a time, some pages apart.
 inline constexpr std::int64_t kLongRun = 2048;
+// Runs that are reduced side by side where they are short.
+inline constexpr std::int64_t kShortRuns = 16;
 // Elements that make a pilot: 32 lie within a quarter of a deviation of the mean, 8 (a column's)
 // within half of one.
 inline constexpr std::int64_t kRunSamples = 32;
 inline constexpr std::int64_t kColumnSamples = 8;
 
-// m2, or NaN where the pilot was poor, which the comparison says of NaN, too.
+// m2, or NaN where the pilot was poor, which the comparison says of NaN, too. shift = s1 / n.
 template <class DD, class V>
-HWY_INLINE V TrustedM2(DD dd, V s1, V s2, V n) {
-  const V m2 = hn::Sub(s2, hn::Div(hn::Mul(s1, s1), n));
+HWY_INLINE V TrustedM2(DD dd, V s1, V s2, V n, V shift) {
+  const V m2 = hn::NegMulAdd(s1, shift, s2);
   const auto near = hn::Le(hn::Mul(s1, s1), hn::Mul(hn::Mul(hn::Set(dd, 4.0), n), m2));
   return hn::IfThenElse(near, m2, hn::Set(dd, std::numeric_limits<double>::quiet_NaN()));
 }
@@ -57,25 +59,37 @@ HWY_INLINE V Coarse(D d, V mean, V spread) {
   return hn::Sub(hn::Add(mean, magic), magic);
 }
 
-// In all lanes.
-template <class T, class D>
-HWY_INLINE hn::Vec<D> RunPilot(D d, const T* x, std::int64_t count) {
+// The pilots of runs of `count` elements.
+template <class T>
+class RunPilots {
   using C = Compute<T>;
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  const auto first = hn::Set(d, static_cast<C>(to_double(x[0])));
-  const std::int64_t samples =
-      std::min(std::max<std::int64_t>(4, kRunSamples / lanes), count / lanes);
-  const std::int64_t step = samples > 1 ? (count - lanes) / (samples - 1) : 0;
-  auto sum = hn::Zero(d), spread = hn::Zero(d);
-  for (std::int64_t i = 0; i < samples; ++i) {
-    const auto distance = hn::Sub(LoadAs(d, x + i * step), first);
-    sum = hn::Add(sum, distance);
-    spread = hn::Max(spread, hn::Abs(distance));
+  using D = hn::ScalableTag<C>;
+  static constexpr std::int64_t kLanes = hn::MaxLanes(D());
+
+ public:
+  HWY_INLINE explicit RunPilots(std::int64_t count)
+      : samples_(std::min(std::max<std::int64_t>(4, kRunSamples / kLanes), count / kLanes)),
+        step_(samples_ > 1 ? (count - kLanes) / (samples_ - 1) : 0),
+        share_(C{1} / static_cast<C>(samples_ * kLanes)) {}
+
+  // In all lanes.
+  HWY_INLINE hn::Vec<D> Of(const T* x) const {
+    const D d;
+    const auto first = hn::Set(d, static_cast<C>(to_double(x[0])));
+    auto sum = hn::Zero(d), spread = hn::Zero(d);
+    for (std::int64_t i = 0; i < samples_; ++i) {
+      const auto distance = hn::Sub(LoadAs(d, x + i * step_), first);
+      sum = hn::Add(sum, distance);
+      spread = hn::Max(spread, hn::Abs(distance));
+    }
+    const auto shift = hn::Mul(hn::SumOfLanes(d, sum), hn::Set(d, share_));
+    return Coarse(d, hn::Add(first, shift), hn::MaxOfLanes(d, spread));
   }
-  const auto share = hn::Set(d, C{1} / static_cast<C>(samples * lanes));
-  const auto shift = hn::Mul(hn::SumOfLanes(d, sum), share);
-  return Coarse(d, hn::Add(first, shift), hn::MaxOfLanes(d, spread));
-}
+
+ private:
+  std::int64_t samples_, step_;  // vectors, elements
+  C share_;
+};
 
 // The sums of one run, taken in steps of eight vectors, so that another loop may carry them along.
 // A step takes two from each quarter of a long run: a core that reads in four places has more of
@@ -89,13 +103,19 @@ class RunSums {
   static constexpr std::int64_t kStep = 8 * kLanes;
 
  public:
+  // Of a run of at most this many elements, all sums are one chain.
+  static constexpr std::int64_t kOneChain = kChain / 2 * kStep;
+
   HWY_INLINE RunSums(const T* x, std::int64_t count)
+      : RunSums(x, count, RunPilots<T>(count).Of(x)) {}
+
+  HWY_INLINE RunSums(const T* x, std::int64_t count, V pilot)
       : x_(x),
         end_(x + count),
         steps_(count / kStep),
         apart_(count < kLongRun ? kStep / 4 : steps_ * (kStep / 4)),
         count_(count),
-        pilot_(RunPilot(D(), x, count)) {
+        pilot_(pilot) {
     StartChain();
   }
 
@@ -112,8 +132,19 @@ class RunSums {
     return true;
   }
 
-  // The rest of the steps, and what fills none.
   HWY_INLINE Moments Finish() {
+    AddRest();
+    FoldChain();
+    const auto n = static_cast<double>(count_);
+    const double shift = s1_ / n;
+    const hn::CappedTag<double, 1> dd;
+    const auto m2 =
+        TrustedM2(dd, hn::Set(dd, s1_), hn::Set(dd, s2_), hn::Set(dd, n), hn::Set(dd, shift));
+    return {n, static_cast<double>(hn::GetLane(pilot_)) + shift, hn::GetLane(m2)};
+  }
+
+  // The rest of the steps, and what fills none.
+  HWY_INLINE void AddRest() {
     const D d;
     while (Step()) {
     }
@@ -128,12 +159,11 @@ class RunSums {
       const auto counted = hn::FirstN(d, static_cast<std::size_t>(kLanes - (end_ - x)));
       Add(hn::IfThenZeroElse(counted, hn::Sub(LoadAs(d, end_ - kLanes), pilot_)), a2_, q2_);
     }
-    FoldChain();
-    const auto n = static_cast<double>(count_);
-    const hn::CappedTag<double, 1> dd;
-    const auto m2 = TrustedM2(dd, hn::Set(dd, s1_), hn::Set(dd, s2_), hn::Set(dd, n));
-    return {n, static_cast<double>(hn::GetLane(pilot_)) + s1_ / n, hn::GetLane(m2)};
   }
+
+  // The chain's sums of deviations and of their squares, one a lane.
+  HWY_INLINE V Deviations() const { return hn::Add(hn::Add(a0_, a1_), hn::Add(a2_, a3_)); }
+  HWY_INLINE V Squares() const { return hn::Add(hn::Add(q0_, q1_), hn::Add(q2_, q3_)); }
 
  private:
   static HWY_INLINE void Add(V deviation, V& a, V& q) {
@@ -153,8 +183,8 @@ class RunSums {
   }
 
   HWY_INLINE void FoldChain() {
-    s1_ += SumLanes(D(), hn::Add(hn::Add(a0_, a1_), hn::Add(a2_, a3_)));
-    s2_ += SumLanes(D(), hn::Add(hn::Add(q0_, q1_), hn::Add(q2_, q3_)));
+    s1_ += SumLanes(D(), Deviations());
+    s2_ += SumLanes(D(), Squares());
     StartChain();
   }
 
@@ -170,9 +200,52 @@ class RunSums {
   double s1_ = 0, s2_ = 0;
 };
 
+// At most kShortRuns runs of one chain each, stage by stage, with the bits of RunSums: the latency
+// of one run's horizontal sums and divisions hides behind the next.
+template <class T>
+HWY_INLINE void ReduceShortRuns(const T* x, std::int64_t runs, std::int64_t count,
+                                Moments* moments) {
+  using C = Compute<T>;
+  const hn::ScalableTag<C> d;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  const RunPilots<T> pilots(count);
+  C pilot[kShortRuns];
+  HWY_ALIGN C a[kShortRuns * hn::MaxLanes(d)], q[kShortRuns * hn::MaxLanes(d)];
+  HWY_ALIGN double s1[kShortRuns], s2[kShortRuns];
+  for (std::int64_t r = 0; r < runs; ++r) pilot[r] = hn::GetLane(pilots.Of(x + r * count));
+  for (std::int64_t r = 0; r < runs; ++r) {
+    RunSums<T> sums(x + r * count, count, hn::Set(d, pilot[r]));
+    sums.AddRest();
+    hn::Store(sums.Deviations(), d, a + r * lanes);
+    hn::Store(sums.Squares(), d, q + r * lanes);
+  }
+  const hn::CappedTag<double, kShortRuns> dd;
+  const auto wide = static_cast<std::int64_t>(hn::Lanes(dd));
+  for (std::int64_t r = 0; r < (runs + wide - 1) / wide * wide; ++r) {
+    s1[r] = r < runs ? SumLanes(d, hn::Load(d, a + r * lanes)) : 0;
+    s2[r] = r < runs ? SumLanes(d, hn::Load(d, q + r * lanes)) : 0;
+  }
+  const auto n = hn::Set(dd, static_cast<double>(count));
+  for (std::int64_t r = 0; r < runs; r += wide) {
+    const auto v1 = hn::Load(dd, s1 + r), v2 = hn::Load(dd, s2 + r), shift = hn::Div(v1, n);
+    hn::Store(shift, dd, s1 + r);
+    hn::Store(TrustedM2(dd, v1, v2, n, shift), dd, s2 + r);
+  }
+  for (std::int64_t r = 0; r < runs; ++r) {
+    moments[r] = {static_cast<double>(count), static_cast<double>(pilot[r]) + s1[r], s2[r]};
+  }
+}
+
 template <class T>
 void ReduceRuns(const Kernels::Runs& args) {
   const T* const x = static_cast<const T*>(args.x);
+  if (args.runs > 1 && args.count < RunSums<T>::kOneChain) {
+    for (std::int64_t r = 0; r < args.runs; r += kShortRuns) {
+      ReduceShortRuns<T>(x + r * args.count, std::min(kShortRuns, args.runs - r), args.count,
+                         args.moments + r);
+    }
+    return;
+  }
   for (std::int64_t r = 0; r < args.runs; ++r) {
     args.moments[r] = RunSums<T>(x + r * args.count, args.count).Finish();
   }
@@ -252,13 +325,13 @@ HWY_INLINE void FoldChains(std::int64_t width, ColumnSums<C>* sums) {
   }
 }
 
-// Adds all rows, eight at a time: one from each of eight parts, since that many places are read
-// faster than one (see RunSums). An odd number of rows apart, they do not all meet in one set of
-// the cache.
+// Adds all rows, kBand (eight, say) at a time: one from each of eight parts, since that many places
+// are read faster than one (see RunSums). An odd number of rows apart, they do not all meet in one
+// set of the cache.
 template <class C, class Bands>
 HWY_INLINE void SumBands(const Bands& bands, std::int64_t rows, std::int64_t padded,
                          ColumnSums<C>* sums) {
-  constexpr std::int64_t kBand = 8;
+  constexpr std::int64_t kBand = Bands::kBand;
   const std::int64_t part = rows < 2 * kBand ? rows / kBand : (rows / kBand - 1) | 1;
   std::int64_t row = 0, links = 0;
   for (; row < part; ++row) {
@@ -276,6 +349,7 @@ HWY_INLINE void SumBands(const Bands& bands, std::int64_t rows, std::int64_t pad
 // Rows of columns, as reduce_columns has them.
 template <class T>
 struct ColumnBands {
+  static constexpr std::int64_t kBand = 8;
   const T* x;
   std::int64_t stride, width;
 
@@ -321,8 +395,9 @@ void ReduceColumns(const void* data, std::int64_t rows, std::int64_t stride, std
     const std::int64_t column = i < padded - lanes ? i : width - padded + i;
     const auto s1 = hn::Load(dd, sums.s1 + i), s2 = hn::Load(dd, sums.s2 + i);
     const auto pilot = PromoteToDouble(dd, hn::Load(dc, sums.pilot + i));
-    hn::StoreU(hn::Add(pilot, hn::Div(s1, n)), dd, mean + column);
-    hn::StoreU(TrustedM2(dd, s1, s2, n), dd, m2 + column);
+    const auto shift = hn::Div(s1, n);
+    hn::StoreU(hn::Add(pilot, shift), dd, mean + column);
+    hn::StoreU(TrustedM2(dd, s1, s2, n, shift), dd, m2 + column);
   }
 }
 
