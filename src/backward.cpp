@@ -116,20 +116,17 @@ class Params {
     for (std::int64_t span = row * sharing_; span < (row + 1) * sharing_; ++span) {
       add(span, tile, total);
     }
-    for (std::int64_t c = tile.begin; c < tile.end; ++c) {
-      const GradientSums& sums = total[c - tile.begin];
-      const std::int64_t index = row * spec_.param_stride + c;
-      store(gradient_.args.dbeta, index, sums.dz);
-      store(gradient_.args.dgamma, index, sums.dzx);
-    }
+    const std::int64_t index = row * spec_.param_stride + tile.begin;
+    store(total, &GradientSums::dz, tile.size(), index, gradient_.args.dbeta);
+    store(total, &GradientSums::dzx, tile.size(), index, gradient_.args.dgamma);
   }
 
   void add(std::int64_t span, Range tile, GradientSums* total) const {
     if (gradient_.map.runs) {
-      for (std::int64_t c = tile.begin; c < tile.end; ++c) {
-        const GradientSums sums = gradient_.total(span, c);
-        total[c - tile.begin].dz += sums.dz;
-        total[c - tile.begin].dzx += sums.dzx;
+      const GradientSums* const sums = gradient_.sums + gradient_.map.index(span, tile.begin, 0);
+      for (std::int64_t i = 0; i < tile.size(); ++i) {
+        total[i].dz += sums[i].dz;
+        total[i].dzx += sums[i].dzx;
       }
       return;
     }
@@ -147,11 +144,17 @@ class Params {
     }
   }
 
-  void store(void* data, std::int64_t index, double value) const {
+  // `which` of `count` sums, from `index` on.
+  void store(const GradientSums* sums, double GradientSums::*which, std::int64_t count,
+             std::int64_t index, void* data) const {
     if (data == nullptr) return;
-    void* const at = static_cast<std::byte*>(data) + index * gradient_.call.param;
-    const double before = gradient_.args.accumulate ? load_element(spec_.param, at, 0) : 0;
-    store_element(spec_.param, at, 0, before + value);
+    const bool adds = gradient_.args.accumulate;
+    visit(spec_.param, [=](auto element) {
+      auto* const to = static_cast<decltype(element)*>(data) + index;
+      for (std::int64_t i = 0; i < count; ++i) {
+        from_double((adds ? to_double(to[i]) : 0) + sums[i].*which, to + i);
+      }
+    });
   }
 
   const GradientCall& gradient_;

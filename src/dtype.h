@@ -35,30 +35,38 @@ inline float to_float(BF16 h) {
   return std::bit_cast<float>(static_cast<std::uint32_t>(h.bits) << 16);
 }
 
-// `v` rounded to nearest even on the grid of a format with `precision` significant bits whose
-// smallest step is 2^min_exponent. One rounding, so double -> f16 never rounds twice.
-inline double round_to_grid(double v, int precision, int min_exponent) {
-  if (v == 0 || !std::isfinite(v)) return v;
-  const int exponent = std::max(std::ilogb(v) - (precision - 1), min_exponent);
-  return std::ldexp(std::nearbyint(std::ldexp(v, -exponent)), exponent);
+// `v` as a float, rounded towards zero and then, where that changed it, to an odd last bit: rounded
+// again, to fewer digits, it gives what v itself would (Boldo & Melquiond, "Emulation of FMA and
+// correctly rounded sums: proved algorithms using rounding to odd", 2008).
+inline std::uint32_t odd_bits(double v) {
+  const auto f = static_cast<float>(v);
+  const auto bits = std::bit_cast<std::uint32_t>(f);
+  if (static_cast<double>(f) == v) return bits;
+  const bool away = std::fabs(static_cast<double>(f)) > std::fabs(v);
+  return (away ? bits - 1 : bits) | 1U;
 }
 
+// To nearest, ties to even, as to_bf16.
 inline F16 to_f16(double v) {
-  const auto sign = static_cast<std::uint16_t>(std::signbit(v) ? 0x8000U : 0U);
+  const auto sign = std::signbit(v) ? 0x8000U : 0U;
   const auto signed_bits = [sign](std::uint32_t bits) {
     return F16{static_cast<std::uint16_t>(sign | bits)};
   };
   if (std::isnan(v)) return signed_bits(0x7E00U);
-  const double r = std::fabs(round_to_grid(v, 11, -24));
-  if (r > 65504) return signed_bits(0x7C00U);
-  if (r < 0x1p-14) return signed_bits(static_cast<std::uint32_t>(r * 0x1p24));
-  return signed_bits((std::bit_cast<std::uint32_t>(static_cast<float>(r)) >> 13) - (112U << 10));
+  const std::uint32_t bits = odd_bits(v) & 0x7FFFFFFFU;
+  if (bits >= std::bit_cast<std::uint32_t>(0x1p16F)) return signed_bits(0x7C00U);
+  if (bits < std::bit_cast<std::uint32_t>(0x1p-14F)) {
+    // The last place of a sum from 0.5 on is the smallest step of an f16.
+    const float sum = std::bit_cast<float>(bits) + 0.5F;
+    return signed_bits(std::bit_cast<std::uint32_t>(sum) - std::bit_cast<std::uint32_t>(0.5F));
+  }
+  return signed_bits((bits + 0xFFFU + ((bits >> 13) & 1U) - (112U << 23)) >> 13);
 }
 
 inline BF16 to_bf16(double v) {
   if (std::isnan(v)) return BF16{static_cast<std::uint16_t>(std::signbit(v) ? 0xFFC0U : 0x7FC0U)};
-  const auto r = static_cast<float>(round_to_grid(v, 8, -133));
-  return BF16{static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(r) >> 16)};
+  const std::uint32_t bits = odd_bits(v);
+  return BF16{static_cast<std::uint16_t>((bits + 0x7FFFU + ((bits >> 16) & 1U)) >> 16)};
 }
 
 inline double to_double(float v) { return static_cast<double>(v); }

@@ -37,7 +37,7 @@ struct SumsMap {
     if (columns || spec.shape.s > schedule.chunk) pieces = ceil_div(length, schedule.chunk);
   }
 
-  // Of x: with dy, some 256 KB.
+  // Of x: with dy, some 512 KB.
   static constexpr std::int64_t kSpanElements = 65536;
 
   std::int64_t size() const { return spans * channels * pieces; }

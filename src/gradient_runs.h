@@ -99,7 +99,8 @@ class GradientRuns {
     }
   }
 
-  // Both kinds of sums of the blocks of one group.
+  // Both kinds of sums of the blocks of one group. An extreme block takes its columns along to the
+  // scalar double path, but no other block.
   void reduce(std::int64_t group, Tile* tile, GradientSums* sums) const {
     const Range examples = tile->examples;
     const std::int64_t first = tile->at(examples.begin, group), step = tile->groups.size();
@@ -108,18 +109,16 @@ class GradientRuns {
       tile->sums[tile->at(e, group)] = {0, 0};
       any_extreme = any_extreme || tile->statistics[tile->at(e, group)].extreme;
     }
+    const auto kernel = same_ ? kernels_.reduce_runs_same : kernels_.reduce_runs_f32;
     const std::int64_t pieces = ceil_div(channels_, kMaxLanes);
     for (std::int64_t p = 0; p < pieces; ++p) {
       const Range part = share(p, pieces, channels_);
       const std::int64_t channel = group * channels_ + part.begin,
                          at = index(examples.begin, channel);
       GradientSums columns[kMaxLanes];
-      if (!any_extreme) {
-        const auto kernel = same_ ? kernels_.reduce_runs_same : kernels_.reduce_runs_f32;
-        kernel({call_.x(at), gradient_.dy(at), gamma(channel), beta(channel), examples.size(),
-                call_.spec.shape.c, part.size(), tile->statistics + first, step,
-                call_.spec.activation, columns, tile->sums + first});
-      }
+      kernel({call_.x(at), gradient_.dy(at), gamma(channel), beta(channel), examples.size(),
+              call_.spec.shape.c, part.size(), tile->statistics + first, step,
+              call_.spec.activation, columns, tile->sums + first});
       for (std::int64_t i = 0; i < part.size(); ++i) {
         if (any_extreme || !sound(columns[i])) columns[i] = extreme_column(channel + i, *tile);
         sums[channel + i].dz += columns[i].dz;
@@ -128,7 +127,7 @@ class GradientRuns {
     }
     for (std::int64_t e = examples.begin; e < examples.end; ++e) {
       const std::int64_t block = tile->at(e, group);
-      if (!any_extreme && sound(tile->sums[block])) continue;
+      if (!tile->statistics[block].extreme && sound(tile->sums[block])) continue;
       tile->sums[block] = extreme_sums(e, group * channels_, tile->statistics[block]);
     }
   }

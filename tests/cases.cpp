@@ -47,7 +47,7 @@ struct Size {
 constexpr Size kSmallSizes[] = {
     {"1x1x1", 1},    {"6x6", 3},          {"2x3x5", 1},     {"3x3x7x7", 3},
     {"8x32x7x7", 8}, {"4x12x1x17", 4},    {"2x8x3x4x5", 2}, {"2x40x129", 5},
-    {"1x64x2", 1},   {"2x2x2x3x3x11", 2}, {"2x512", 32},
+    {"1x64x2", 1},   {"2x2x2x3x3x11", 2}, {"2x512", 32},    {"3x72", 3},
 };
 // Long enough for many chains of sums, and odd.
 constexpr Size kLongSize{"2x16x41x43", 2};

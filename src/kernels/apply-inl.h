@@ -22,41 +22,32 @@ HWY_BEFORE_NAMESPACE();
 namespace groupnorm::detail {
 namespace HWY_NAMESPACE {
 
-// What y, or dx, needs beside x: one vector of each.
+// What stands beside x is the same for a whole row, or differs from element to element. Both kinds
+// of terms have
+//   mean              as the compute type holds it, in all lanes
+//   At(i), PairAt(i)  the parameters of the vector, or pair, from element i on
+//   Z                 of d = x - mean and its parameters
+//   Times             a dz + plus, a being the factor of d in z
+//   From(i)           the terms of the row from element i on
+// Nothing of the row is in what At and PairAt return: a compiler would copy it through memory.
+
+// One a and one b. Also what one vector of lanes needs.
 template <class V>
 struct Affine {
+  struct Params {};
+
   V mean, a, b;
 
-  // z of d = x - mean.
-  HWY_INLINE V Z(V d) const { return hn::MulAdd(d, a, b); }
-  // a dz + plus.
-  HWY_INLINE V Times(V dz, V plus) const { return hn::MulAdd(a, dz, plus); }
+  HWY_INLINE Params At(std::int64_t) const { return {}; }
+  HWY_INLINE Pair<Params> PairAt(std::int64_t) const { return {}; }
+  HWY_INLINE const Affine& From(std::int64_t) const { return *this; }
+  HWY_INLINE V Z(V d, Params) const { return hn::MulAdd(d, a, b); }
+  HWY_INLINE V Times(V dz, V plus, Params) const { return hn::MulAdd(a, dz, plus); }
 };
 
-// The same where a row has one rstd and each element its own gamma and beta. rstd is the sum of two
-// numbers and shift = -(the rest of the mean) * rstd: xhat is rounded once, as a is.
-template <class V>
-struct Scaled {
-  V mean, rstd, rstd_lo, shift, gamma, beta;
-
-  HWY_INLINE V Z(V d) const {
-    const V xhat = hn::MulAdd(d, rstd, hn::MulAdd(d, rstd_lo, shift));
-    return hn::MulAdd(xhat, gamma, beta);
-  }
-  HWY_INLINE V Times(V dz, V plus) const {
-    const V weighed = hn::Mul(gamma, dz);
-    return hn::MulAdd(rstd, weighed, hn::MulAdd(rstd_lo, weighed, plus));
-  }
-};
-
-template <class Act, class D, class V, template <class> class Terms>
-HWY_INLINE V Normalize(D d, V x, const Terms<V>& by) {
-  return Act::Apply(d, by.Z(hn::Sub(x, by.mean)));
-}
-
-template <class Act, class D, class V, template <class> class Terms>
-HWY_INLINE Pair<V> Normalize(D d, const Pair<V>& x, const Pair<Terms<V>>& by) {
-  return {Normalize<Act>(d, x.v0, by.v0), Normalize<Act>(d, x.v1, by.v1)};
+template <class Act, class D, class V, class Terms>
+HWY_INLINE V Normalize(D d, V x, const Terms& terms, const typename Terms::Params& params) {
+  return Act::Apply(d, terms.Z(hn::Sub(x, terms.mean), params));
 }
 
 // Elements from p to the next address that a whole vector may be streamed to.
@@ -80,23 +71,8 @@ HWY_INLINE hn::Vec<D> LoadParam(D d, const void* param, std::int64_t i, hn::TFro
   return param == nullptr ? hn::Set(d, missing) : LoadAs(d, static_cast<const P*>(param) + i);
 }
 
-// The coefficients of a row that has one gamma and one beta.
-template <class V>
-class Uniform {
- public:
-  HWY_INLINE Uniform(V mean, V a, V b) : mean_(mean), a_(a), b_(b) {}
-
-  HWY_INLINE Affine<V> At(std::int64_t) const { return {mean_, a_, b_}; }
-  HWY_INLINE Pair<Affine<V>> PairAt(std::int64_t) const {
-    return {{mean_, a_, b_}, {mean_, a_, b_}};
-  }
-  HWY_INLINE const Uniform& From(std::int64_t) const { return *this; }
-
- private:
-  V mean_, a_, b_;  // an Affine would be copied through memory
-};
-
-// The same of a row that has one mean and one rstd, and a gamma and a beta for each element.
+// One rstd, and a gamma and a beta for each element. rstd is the sum of two numbers and shift =
+// -(the rest of the mean) * rstd: xhat is rounded once, as a is.
 template <class T, class P>
 class PerElement {
   using C = Compute<T>;
@@ -104,25 +80,33 @@ class PerElement {
   using V = hn::Vec<D>;
 
  public:
+  struct Params {
+    V gamma, beta;
+  };
+
+  V mean;
+
   // gamma and beta from entry `first` on; null stands for 1 and 0.
   HWY_INLINE PerElement(const void* gamma, const void* beta, std::int64_t first,
                         const Statistics& statistics)
       : gamma_(From(gamma, first)), beta_(From(beta, first)) {
     const D d;
-    const Split mean = split_as<C>(statistics.mean), rstd = split_as<C>(statistics.rstd);
-    mean_ = hn::Set(d, static_cast<C>(mean.hi));
+    const Split mean_of = split_as<C>(statistics.mean), rstd = split_as<C>(statistics.rstd);
+    mean = hn::Set(d, static_cast<C>(mean_of.hi));
     rstd_ = hn::Set(d, static_cast<C>(rstd.hi));
     rstd_lo_ = hn::Set(d, static_cast<C>(rstd.lo));
-    shift_ = hn::Set(d, static_cast<C>(-mean.lo * (rstd.hi + rstd.lo)));
+    shift_ = hn::Set(d, static_cast<C>(-mean_of.lo * (rstd.hi + rstd.lo)));
   }
 
-  HWY_INLINE Scaled<V> At(std::int64_t i) const {
+  HWY_INLINE Params At(std::int64_t i) const {
     const D d;
-    return Of(LoadParam<P>(d, gamma_, i, C{1}), LoadParam<P>(d, beta_, i, C{0}));
+    return {CleanParam(LoadParam<P>(d, gamma_, i, C{1})),
+            CleanParam(LoadParam<P>(d, beta_, i, C{0}))};
   }
-  HWY_INLINE Pair<Scaled<V>> PairAt(std::int64_t i) const {
+  HWY_INLINE Pair<Params> PairAt(std::int64_t i) const {
     const Pair<V> gamma = ParamPair(gamma_, i, C{1}), beta = ParamPair(beta_, i, C{0});
-    return {Of(gamma.v0, beta.v0), Of(gamma.v1, beta.v1)};
+    return {{CleanParam(gamma.v0), CleanParam(beta.v0)},
+            {CleanParam(gamma.v1), CleanParam(beta.v1)}};
   }
   HWY_INLINE PerElement From(std::int64_t i) const {
     PerElement from = *this;
@@ -131,13 +115,18 @@ class PerElement {
     return from;
   }
 
+  HWY_INLINE V Z(V d, const Params& by) const {
+    const V xhat = hn::MulAdd(d, rstd_, hn::MulAdd(d, rstd_lo_, shift_));
+    return hn::MulAdd(xhat, by.gamma, by.beta);
+  }
+  HWY_INLINE V Times(V dz, V plus, const Params& by) const {
+    const V weighed = hn::Mul(by.gamma, dz);
+    return hn::MulAdd(rstd_, weighed, hn::MulAdd(rstd_lo_, weighed, plus));
+  }
+
  private:
   static HWY_INLINE const P* From(const void* param, std::int64_t i) {
     return param == nullptr ? nullptr : static_cast<const P*>(param) + i;
-  }
-
-  HWY_INLINE Scaled<V> Of(V gamma, V beta) const {
-    return {mean_, rstd_, rstd_lo_, shift_, CleanParam(gamma), CleanParam(beta)};
   }
 
   static HWY_INLINE V CleanParam(V param) {
@@ -154,13 +143,19 @@ class PerElement {
 
   const P* gamma_;
   const P* beta_;
-  V mean_, rstd_, rstd_lo_, shift_;
+  V rstd_, rstd_lo_, shift_;
 };
 
 // Stands in for RunSums where there is nothing to reduce beside an apply.
 struct NoSums {
   HWY_INLINE bool Step() { return false; }
 };
+
+template <class Act, class D, class V, class Terms>
+HWY_INLINE Pair<V> NormalizePair(D d, const Pair<V>& x, const Terms& terms, std::int64_t i) {
+  const auto params = terms.PairAt(i);
+  return {Normalize<Act>(d, x.v0, terms, params.v0), Normalize<Act>(d, x.v1, terms, params.v1)};
+}
 
 // Elements [begin, end) as far as they come in fours of vectors; returns where those end.
 template <Store kStore, class Act, class T, class D, class Terms, class Sums>
@@ -171,9 +166,10 @@ HWY_INLINE std::int64_t ApplyFours(D d, const T* x, T* y, std::int64_t begin, st
   for (; i + 4 * lanes <= end; i += 4 * lanes) {
     // A step is twice as long. First, as loads wait behind streaming stores.
     if (((i - begin) & (4 * lanes)) == 0) sums.Step();
-    const auto near = LoadPair(d, x + i), far = LoadPair(d, x + i + 2 * lanes);
-    StorePair<kStore>(d, Normalize<Act>(d, near, terms.PairAt(i)), y + i);
-    StorePair<kStore>(d, Normalize<Act>(d, far, terms.PairAt(i + 2 * lanes)), y + i + 2 * lanes);
+    const std::int64_t j = i + 2 * lanes;
+    const auto near = LoadPair(d, x + i), far = LoadPair(d, x + j);
+    StorePair<kStore>(d, NormalizePair<Act>(d, near, terms, i), y + i);
+    StorePair<kStore>(d, NormalizePair<Act>(d, far, terms, j), y + j);
   }
   return i;
 }
@@ -196,10 +192,11 @@ HWY_INLINE void ApplyRow(D d, const T* x, T* y, std::int64_t count, const Terms&
   const auto last = LoadAs(d, x + count - lanes);
   std::int64_t i = ApplyFours<kStore, Act>(d, x, y, 0, count, terms, sums);
   for (; i + lanes <= count; i += lanes) {
-    StoreAs<Store::cached>(d, Normalize<Act>(d, LoadAs(d, x + i), terms.At(i)), y + i);
+    StoreAs<Store::cached>(d, Normalize<Act>(d, LoadAs(d, x + i), terms, terms.At(i)), y + i);
   }
   if (i == count) return;
-  StoreAs<Store::cached>(d, Normalize<Act>(d, last, terms.At(count - lanes)), y + count - lanes);
+  StoreAs<Store::cached>(d, Normalize<Act>(d, last, terms, terms.At(count - lanes)),
+                         y + count - lanes);
 }
 
 template <class T>
@@ -225,7 +222,8 @@ struct RowsOf {
     const C* const b = static_cast<const C*>(args.b);
     for (std::int64_t r = 0; r < args.rows; ++r) {
       const std::int64_t at = r * args.length;
-      const Uniform terms(hn::Set(d, mean[r]), hn::Set(d, a[r]), hn::Set(d, b[r]));
+      const Affine<hn::Vec<decltype(d)>> terms{hn::Set(d, mean[r]), hn::Set(d, a[r]),
+                                               hn::Set(d, b[r])};
       ApplyRow<T, Act, kStore>(d, static_cast<const T*>(args.x) + at, static_cast<T*>(args.y) + at,
                                args.length, terms, sums);
     }
@@ -272,10 +270,12 @@ HWY_INLINE void ApplyBand(const Kernels::ApplyLanes& args, const T* x, T* y) {
     const auto vm = LoadForPair<T>(d, mean + i);
     const auto va = LoadForPair<T>(d, a + i);
     const auto vb = LoadForPair<T>(d, b + i);
-    const Pair<Affine<V>> by{{vm.v0, va.v0, vb.v0}, {vm.v1, va.v1, vb.v1}};
+    const Affine<V> by0{vm.v0, va.v0, vb.v0}, by1{vm.v1, va.v1, vb.v1};
     for (std::int64_t r = 0; r < kRows; ++r) {
       const std::int64_t at = r * stride + i;
-      StorePair<kStore>(d, Normalize<Act>(d, LoadPair(d, x + at), by), y + at);
+      const auto pair = LoadPair(d, x + at);
+      const Pair<V> both{Normalize<Act>(d, pair.v0, by0, {}), Normalize<Act>(d, pair.v1, by1, {})};
+      StorePair<kStore>(d, both, y + at);
     }
   }
   const auto at_lane = [&](std::int64_t lane) HWY_ATTR {
@@ -285,11 +285,11 @@ HWY_INLINE void ApplyBand(const Kernels::ApplyLanes& args, const T* x, T* y) {
     const auto by = at_lane(i);
     for (std::int64_t r = 0; r < kRows; ++r) {
       const std::int64_t at = r * stride + i;
-      StoreAs<Store::cached>(d, Normalize<Act>(d, LoadAs(d, x + at), by), y + at);
+      StoreAs<Store::cached>(d, Normalize<Act>(d, LoadAs(d, x + at), by, {}), y + at);
     }
   }
   for (std::int64_t r = 0; partial && r < kRows; ++r) {
-    const auto end = Normalize<Act>(d, hn::Load(d, ends + r * lanes), at_lane(last));
+    const auto end = Normalize<Act>(d, hn::Load(d, ends + r * lanes), at_lane(last), {});
     StoreAs<Store::cached>(d, end, y + r * stride + last);
   }
 }

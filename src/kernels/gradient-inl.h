@@ -24,9 +24,11 @@ namespace groupnorm::detail {
 namespace HWY_NAMESPACE {
 
 template <class Act, class D, class V, class Terms>
-HWY_INLINE V Dx(D d, V x, V dy, const Terms& by, V shift, V slope) {
-  const V d_mean = hn::Sub(x, by.mean);
-  return by.Times(Act::Gradient(d, by.Z(d_mean), dy), hn::MulAdd(slope, d_mean, shift));
+HWY_INLINE V Dx(D d, V x, V dy, const Terms& terms, const typename Terms::Params& params, V shift,
+                V slope) {
+  const V d_mean = hn::Sub(x, terms.mean);
+  const V dz = Act::Gradient(d, terms.Z(d_mean, params), dy);
+  return terms.Times(dz, hn::MulAdd(slope, d_mean, shift), params);
 }
 
 // The sums of one row, in four chains each.
@@ -70,14 +72,14 @@ class RowGradient {
   GradientSums total_{0, 0};
 };
 
-template <class T, class Act, class D, class Terms>
+template <class T, class Act, class D>
 HWY_INLINE GradientSums SumRow(D d, const T* x, const T* dy, std::int64_t count,
-                               const Terms& terms) {
+                               const Affine<hn::Vec<D>>& terms) {
   using V = hn::Vec<D>;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
   RowGradient<D> sums;
-  const auto dz_of = [&](V d_mean, V g, const Affine<V>& by)
-                         HWY_ATTR { return Act::Gradient(d, by.Z(d_mean), g); };
+  const auto dz_of = [&](V d_mean, V g)
+                         HWY_ATTR { return Act::Gradient(d, terms.Z(d_mean, {}), g); };
   // The halves of a long row go side by side: see RunSums.
   const std::int64_t steps = count / (4 * lanes);
   const bool halves = count >= 4 * kLongRun;
@@ -87,27 +89,24 @@ HWY_INLINE GradientSums SumRow(D d, const T* x, const T* dy, std::int64_t count,
     const std::int64_t i0 = s * step, i1 = i0 + apart;
     const auto x0 = LoadPair(d, x + i0), x1 = LoadPair(d, x + i1);
     const auto g0 = LoadPair(d, dy + i0), g1 = LoadPair(d, dy + i1);
-    const auto by0 = terms.PairAt(i0), by1 = terms.PairAt(i1);
-    const V d0 = hn::Sub(x0.v0, by0.v0.mean), d1 = hn::Sub(x0.v1, by0.v1.mean);
-    const V d2 = hn::Sub(x1.v0, by1.v0.mean), d3 = hn::Sub(x1.v1, by1.v1.mean);
-    sums.template Add<0>(dz_of(d0, g0.v0, by0.v0), d0);
-    sums.template Add<1>(dz_of(d1, g0.v1, by0.v1), d1);
-    sums.template Add<2>(dz_of(d2, g1.v0, by1.v0), d2);
-    sums.template Add<3>(dz_of(d3, g1.v1, by1.v1), d3);
+    const V d0 = hn::Sub(x0.v0, terms.mean), d1 = hn::Sub(x0.v1, terms.mean);
+    const V d2 = hn::Sub(x1.v0, terms.mean), d3 = hn::Sub(x1.v1, terms.mean);
+    sums.template Add<0>(dz_of(d0, g0.v0), d0);
+    sums.template Add<1>(dz_of(d1, g0.v1), d1);
+    sums.template Add<2>(dz_of(d2, g1.v0), d2);
+    sums.template Add<3>(dz_of(d3, g1.v1), d3);
     sums.Count();
   }
   std::int64_t i = steps * 4 * lanes;
   for (; i + lanes <= count; i += lanes) {
-    const auto by = terms.At(i);
-    const V d0 = hn::Sub(LoadAs(d, x + i), by.mean);
-    sums.template Add<0>(dz_of(d0, LoadAs(d, dy + i), by), d0);
+    const V d0 = hn::Sub(LoadAs(d, x + i), terms.mean);
+    sums.template Add<0>(dz_of(d0, LoadAs(d, dy + i)), d0);
   }
   if (i < count) {
     // A vector that ends with the row, the lanes already counted left out.
     const auto counted = hn::FirstN(d, static_cast<std::size_t>(lanes - (count - i)));
-    const auto by = terms.At(count - lanes);
-    const V d0 = hn::IfThenZeroElse(counted, hn::Sub(LoadAs(d, x + count - lanes), by.mean));
-    const V dz = dz_of(d0, LoadAs(d, dy + count - lanes), by);
+    const V d0 = hn::IfThenZeroElse(counted, hn::Sub(LoadAs(d, x + count - lanes), terms.mean));
+    const V dz = dz_of(d0, LoadAs(d, dy + count - lanes));
     sums.template Add<1>(hn::IfThenZeroElse(counted, dz), d0);
   }
   sums.Fold();
@@ -123,8 +122,8 @@ struct ReduceRowsOf {
     const auto mean = hn::Set(d, static_cast<C>(args.mean));
     for (std::int64_t r = 0; r < args.rows; ++r) {
       const std::int64_t at = r * args.length;
-      const Uniform terms(mean, hn::Set(d, static_cast<const C*>(args.a)[r]),
-                          hn::Set(d, static_cast<const C*>(args.b)[r]));
+      const Affine<hn::Vec<decltype(d)>> terms{mean, hn::Set(d, static_cast<const C*>(args.a)[r]),
+                                               hn::Set(d, static_cast<const C*>(args.b)[r])};
       args.sums[r] = SumRow<T, Act>(d, static_cast<const T*>(args.x) + at,
                                     static_cast<const T*>(args.dy) + at, args.length, terms);
     }
@@ -135,6 +134,7 @@ struct ReduceRowsOf {
 template <class T, class Act>
 struct LaneBands {
   using C = Compute<T>;
+  using V = hn::Vec<hn::ScalableTag<C>>;
   static constexpr std::int64_t kBand = 8;
   const GradientKernels::ReduceLanes& args;
 
@@ -146,21 +146,26 @@ struct LaneBands {
     const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
     const T* const x = static_cast<const T*>(args.x) + row * args.stride;
     const T* const dy = static_cast<const T*>(args.dy) + row * args.stride;
-    for (std::int64_t i = 0; i < args.width; i += lanes) {
+    ForEntries(d, args.width, [&](std::int64_t i, auto vectors) HWY_ATTR {
       const std::int64_t at = std::min(i, args.width - lanes);
-      const auto mean = hn::LoadU(d, static_cast<const C*>(args.mean) + at);
-      const auto a = hn::LoadU(d, static_cast<const C*>(args.a) + at);
-      const auto b = hn::LoadU(d, static_cast<const C*>(args.b) + at);
-      auto band_dz = hn::Zero(d), band_dzx = hn::Zero(d);
+      V mean[vectors], a[vectors], b[vectors], vx[vectors], vdy[vectors];
+      V band_dz[vectors], band_dzx[vectors];
+      LoadCoefficients<T, vectors>(d, static_cast<const C*>(args.mean) + at, mean);
+      LoadCoefficients<T, vectors>(d, static_cast<const C*>(args.a) + at, a);
+      LoadCoefficients<T, vectors>(d, static_cast<const C*>(args.b) + at, b);
+      for (int v = 0; v < vectors; ++v) band_dz[v] = band_dzx[v] = hn::Zero(d);
       for (std::int64_t r = 0; r < kRows; ++r) {
-        const auto d_mean = hn::Sub(LoadAs(d, x + r * stride + at), mean);
-        const auto z = hn::MulAdd(d_mean, a, b);
-        const auto v = Act::Gradient(d, z, LoadAs(d, dy + r * stride + at));
-        band_dz = hn::Add(band_dz, v);
-        band_dzx = hn::MulAdd(v, d_mean, band_dzx);
+        LoadEntries<vectors>(d, x + r * stride + at, vx);
+        LoadEntries<vectors>(d, dy + r * stride + at, vdy);
+        for (int v = 0; v < vectors; ++v) {
+          const auto d_mean = hn::Sub(vx[v], mean[v]);
+          const auto dz = Act::Gradient(d, hn::MulAdd(d_mean, a[v], b[v]), vdy[v]);
+          band_dz[v] = hn::Add(band_dz[v], dz);
+          band_dzx[v] = hn::MulAdd(dz, d_mean, band_dzx[v]);
+        }
       }
-      sums->Add(i, band_dz, band_dzx);
-    }
+      for (int v = 0; v < vectors; ++v) sums->Add(i + v * lanes, band_dz[v], band_dzx[v]);
+    });
   }
 };
 
@@ -242,17 +247,17 @@ struct RunBands {
 };
 
 // The sums of each column over all rows of the bands.
-template <class C, class Bands>
+template <class T, class Bands>
 HWY_INLINE void ReduceBands(const Bands& bands, std::int64_t rows, std::int64_t width,
                             GradientSums* result) {
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(hn::ScalableTag<C>()));
+  const hn::ScalableTag<Compute<T>> d;
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
   const std::int64_t padded = (width + lanes - 1) / lanes * lanes;
-  ColumnSums<C> sums;
+  ColumnSums<Compute<T>> sums;
   sums.Clear(padded);
   SumBands(bands, rows, padded, &sums);
   for (std::int64_t i = 0; i < padded; ++i) {
-    const bool last = i >= padded - lanes;
-    result[last ? width - padded + i : i] = {sums.s1[i], sums.s2[i]};
+    result[ColumnOf<T>(d, i, width)] = {sums.s1[i], sums.s2[i]};
   }
 }
 
@@ -260,7 +265,7 @@ template <class T>
 struct ReduceLanesOf {
   template <class Act, Store>
   static void Run(const GradientKernels::ReduceLanes& args) {
-    ReduceBands<Compute<T>>(LaneBands<T, Act>{args}, args.rows, args.width, args.sums);
+    ReduceBands<T>(LaneBands<T, Act>{args}, args.rows, args.width, args.sums);
   }
 };
 
@@ -279,8 +284,8 @@ HWY_INLINE void DxRow(D d, const T* x, const T* dy, T* dx, std::int64_t count, c
   const auto pair = [&](std::int64_t i) HWY_ATTR {
     const auto vx = LoadPair(d, x + i), vdy = LoadPair(d, dy + i);
     const auto by = terms.PairAt(i);
-    const Pair<V> both{Dx<Act>(d, vx.v0, vdy.v0, by.v0, shift, slope),
-                       Dx<Act>(d, vx.v1, vdy.v1, by.v1, shift, slope)};
+    const Pair<V> both{Dx<Act>(d, vx.v0, vdy.v0, terms, by.v0, shift, slope),
+                       Dx<Act>(d, vx.v1, vdy.v1, terms, by.v1, shift, slope)};
     StorePair<kStore>(d, both, dx + i);
   };
   if constexpr (kStore == Store::streaming) {
@@ -295,7 +300,7 @@ HWY_INLINE void DxRow(D d, const T* x, const T* dy, T* dx, std::int64_t count, c
     return cached(lines.end, count);
   }
   const auto at = [&](std::int64_t i, V vx, V vdy)
-                      HWY_ATTR { return Dx<Act>(d, vx, vdy, terms.At(i), shift, slope); };
+                      HWY_ATTR { return Dx<Act>(d, vx, vdy, terms, terms.At(i), shift, slope); };
   const V last_x = LoadAs(d, x + count - lanes), last_dy = LoadAs(d, dy + count - lanes);
   std::int64_t i = 0;
   for (; i + 2 * lanes <= count; i += 2 * lanes) pair(i);
@@ -317,8 +322,8 @@ struct DxRowsOf {
     const auto slope = hn::Set(d, static_cast<C>(args.slope));
     for (std::int64_t r = 0; r < args.rows; ++r) {
       const std::int64_t at = r * args.length;
-      const Uniform terms(mean, hn::Set(d, static_cast<const C*>(args.a)[r]),
-                          hn::Set(d, static_cast<const C*>(args.b)[r]));
+      const Affine<hn::Vec<decltype(d)>> terms{mean, hn::Set(d, static_cast<const C*>(args.a)[r]),
+                                               hn::Set(d, static_cast<const C*>(args.b)[r])};
       DxRow<T, Act, kStore>(d, static_cast<const T*>(args.x) + at,
                             static_cast<const T*>(args.dy) + at, static_cast<T*>(args.dx) + at,
                             args.length, terms, shift, slope);
@@ -362,7 +367,7 @@ HWY_INLINE void DxBand(const GradientKernels::ApplyLanes& args, std::int64_t row
   const auto at = [&](std::int64_t r, std::int64_t i, const Affine<V>& by, V shift, V slope)
                       HWY_ATTR {
                         return Dx<Act>(d, LoadAs(d, x + r * stride + i),
-                                       LoadAs(d, dy + r * stride + i), by, shift, slope);
+                                       LoadAs(d, dy + r * stride + i), by, {}, shift, slope);
                       };
   // The end that fills no vector comes first: what it reads twice may be written below.
   const bool partial = args.width % lanes != 0;
@@ -376,13 +381,27 @@ HWY_INLINE void DxBand(const GradientKernels::ApplyLanes& args, std::int64_t row
   }
   auto ahead_x = Ahead<T>::template Of<kRows>(x, stride, args.width);
   auto ahead_dy = Ahead<T>::template Of<kRows>(dy, stride, args.width);
-  for (std::int64_t i = 0; i <= last; i += lanes) {
-    ahead_x.template Fetch<kLines>();
-    ahead_dy.template Fetch<kLines>();
+  std::int64_t i = 0;
+  for (; i + 2 * lanes <= args.width; i += 2 * lanes) {
+    ahead_x.template Fetch<2 * kLines>();
+    ahead_dy.template Fetch<2 * kLines>();
+    const auto pair_of = [&](const void* p)
+                             HWY_ATTR { return LoadForPair<T>(d, static_cast<const C*>(p) + i); };
+    const Pair<V> mean = pair_of(args.mean), a = pair_of(args.a), b = pair_of(args.b);
+    const Pair<V> shift = pair_of(args.shift), slope = pair_of(args.slope);
+    const Affine<V> by0{mean.v0, a.v0, b.v0}, by1{mean.v1, a.v1, b.v1};
+    for (std::int64_t r = 0; r < kRows; ++r) {
+      const auto vx = LoadPair(d, x + r * stride + i), vdy = LoadPair(d, dy + r * stride + i);
+      const Pair<V> both{Dx<Act>(d, vx.v0, vdy.v0, by0, {}, shift.v0, slope.v0),
+                         Dx<Act>(d, vx.v1, vdy.v1, by1, {}, shift.v1, slope.v1)};
+      StorePair<kStore>(d, both, dx + r * stride + i);
+    }
+  }
+  for (; i <= last; i += lanes) {
     const auto by = affine_at(i);
     const V shift = load(args.shift, i), slope = load(args.slope, i);
     for (std::int64_t r = 0; r < kRows; ++r) {
-      StoreAs<kStore>(d, at(r, i, by, shift, slope), dx + r * stride + i);
+      StoreAs<Store::cached>(d, at(r, i, by, shift, slope), dx + r * stride + i);
     }
   }
   for (std::int64_t r = 0; partial && r < kRows; ++r) {

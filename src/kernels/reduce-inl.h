@@ -251,8 +251,7 @@ void ReduceRuns(const Kernels::Runs& args) {
   }
 }
 
-// Sums of one tile of columns. Entry i belongs to column i, but for the last vector of a width that
-// is no multiple of the lanes: that one is read ending at the last column.
+// Sums of one tile of columns: entry i is of column ColumnOf(i).
 template <class C>
 struct ColumnSums {
   HWY_ALIGN C pilot[kMaxLanes + 64 / sizeof(C)];
@@ -281,22 +280,29 @@ template <class T>
 HWY_INLINE void ColumnPilots(const T* x, std::int64_t rows, std::int64_t stride, std::int64_t width,
                              ColumnSums<Compute<T>>* sums) {
   const hn::ScalableTag<Compute<T>> d;
+  using V = hn::Vec<decltype(d)>;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
   const std::int64_t samples = std::min(kColumnSamples, rows);
   const std::int64_t step = samples > 1 ? (rows - 1) / (samples - 1) : 0;
   const auto share = hn::Set(d, Compute<T>{1} / static_cast<Compute<T>>(samples));
-  for (std::int64_t i = 0; i < width; i += lanes) {
+  ForEntries(d, width, [&](std::int64_t i, auto vectors) HWY_ATTR {
     const T* const column = x + std::min(i, width - lanes);
-    const auto base = LoadAs(d, column);
-    auto sum = hn::Zero(d), spread = hn::Zero(d);
+    V base[vectors], value[vectors], sum[vectors], spread[vectors];
+    LoadEntries<vectors>(d, column, base);
+    for (int v = 0; v < vectors; ++v) sum[v] = spread[v] = hn::Zero(d);
     for (std::int64_t r = 1; r < samples; ++r) {
-      const auto distance = hn::Sub(LoadAs(d, column + r * step * stride), base);
-      sum = hn::Add(sum, distance);
-      spread = hn::Max(spread, hn::Abs(distance));
+      LoadEntries<vectors>(d, column + r * step * stride, value);
+      for (int v = 0; v < vectors; ++v) {
+        const auto distance = hn::Sub(value[v], base[v]);
+        sum[v] = hn::Add(sum[v], distance);
+        spread[v] = hn::Max(spread[v], hn::Abs(distance));
+      }
     }
-    const auto near = hn::Add(base, hn::Mul(sum, share));
-    hn::Store(Coarse(d, near, spread), d, sums->pilot + i);
-  }
+    for (int v = 0; v < vectors; ++v) {
+      const auto near = hn::Add(base[v], hn::Mul(sum[v], share));
+      hn::Store(Coarse(d, near, spread[v]), d, sums->pilot + i + v * lanes);
+    }
+  });
 }
 
 template <class DD, class V>
@@ -358,21 +364,23 @@ struct ColumnBands {
   template <std::int64_t kRows>
   HWY_INLINE void Add(std::int64_t row, std::int64_t apart, ColumnSums<Compute<T>>* sums) const {
     const hn::ScalableTag<Compute<T>> d;
+    using V = hn::Vec<decltype(d)>;
     const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
     const T* const first = x + row * stride;
-    for (std::int64_t i = 0; i < width; i += lanes) {
+    ForEntries(d, width, [&](std::int64_t i, auto vectors) HWY_ATTR {
       const T* const column = first + std::min(i, width - lanes);
-      const auto k = hn::Load(d, sums->pilot + i);
-      const auto d0 = hn::Sub(LoadAs(d, column), k);
-      auto a = d0;
-      auto q = hn::Mul(d0, d0);
-      for (std::int64_t r = 1; r < kRows; ++r) {
-        const auto dr = hn::Sub(LoadAs(d, column + r * apart * stride), k);
-        a = hn::Add(a, dr);
-        q = hn::MulAdd(dr, dr, q);
+      V a[vectors], q[vectors], value[vectors];
+      for (int v = 0; v < vectors; ++v) a[v] = q[v] = hn::Zero(d);
+      for (std::int64_t r = 0; r < kRows; ++r) {
+        LoadEntries<vectors>(d, column + r * apart * stride, value);
+        for (int v = 0; v < vectors; ++v) {
+          const auto dr = hn::Sub(value[v], hn::Load(d, sums->pilot + i + v * lanes));
+          a[v] = hn::Add(a[v], dr);
+          q[v] = hn::MulAdd(dr, dr, q[v]);
+        }
       }
-      sums->Add(i, a, q);
-    }
+      for (int v = 0; v < vectors; ++v) sums->Add(i + v * lanes, a[v], q[v]);
+    });
   }
 };
 
@@ -392,12 +400,18 @@ void ReduceColumns(const void* data, std::int64_t rows, std::int64_t stride, std
   const hn::Rebind<Compute<T>, decltype(dd)> dc;
   const auto n = hn::Set(dd, static_cast<double>(rows));
   for (std::int64_t i = 0; i < padded; i += static_cast<std::int64_t>(hn::Lanes(dd))) {
-    const std::int64_t column = i < padded - lanes ? i : width - padded + i;
     const auto s1 = hn::Load(dd, sums.s1 + i), s2 = hn::Load(dd, sums.s2 + i);
     const auto pilot = PromoteToDouble(dd, hn::Load(dc, sums.pilot + i));
     const auto shift = hn::Div(s1, n);
-    hn::StoreU(hn::Add(pilot, shift), dd, mean + column);
-    hn::StoreU(TrustedM2(dd, s1, s2, n, shift), dd, m2 + column);
+    const std::int64_t column = i < padded - lanes ? i : width - padded + i;
+    hn::StoreU(hn::Add(pilot, shift), dd, (kEvenOdd<T, decltype(d)> ? sums.s1 + i : mean + column));
+    hn::StoreU(TrustedM2(dd, s1, s2, n, shift), dd,
+               (kEvenOdd<T, decltype(d)> ? sums.s2 + i : m2 + column));
+  }
+  for (std::int64_t i = 0; kEvenOdd<T, decltype(d)> && i < padded; ++i) {
+    const std::int64_t column = ColumnOf<T>(d, i, width);
+    mean[column] = sums.s1[i];
+    m2[column] = sums.s2[i];
   }
 }
 

@@ -180,12 +180,57 @@ HWY_INLINE Pair<hn::Vec<D>> LoadPair(D d, const T* p) {
   }
 }
 
+// The entries of columns or lanes go in pairs of vectors, each in the order of LoadPair, and then
+// one by one; where the lanes divide no width, the last vector ends with it. The column of entry i:
+template <class T, class D>
+HWY_INLINE std::int64_t ColumnOf(D d, std::int64_t i, std::int64_t width) {
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  const std::int64_t in_pair = i % (2 * lanes), pair = i - in_pair;
+  if (kEvenOdd<T, D> && pair + 2 * lanes <= width) {
+    return pair + (in_pair < lanes ? 2 * in_pair : 2 * (in_pair - lanes) + 1);
+  }
+  const std::int64_t vector = i / lanes * lanes;
+  return vector + lanes <= width ? i : width - lanes + i - vector;
+}
+
+// Vectors of entries from p on: a pair, or one.
+template <int kVectors, class D, class T>
+HWY_INLINE void LoadEntries(D d, const T* p, hn::Vec<D>* v) {
+  if constexpr (kVectors == 1) {
+    v[0] = LoadAs(d, p);
+  } else {
+    const auto pair = LoadPair(d, p);
+    v[0] = pair.v0;
+    v[1] = pair.v1;
+  }
+}
+
+// f(i, kVectors) for all entries of `width` columns: their first entry and how many vectors.
+template <class D, class F>
+HWY_INLINE void ForEntries(D d, std::int64_t width, const F& f) {
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  std::int64_t i = 0;
+  for (; i + 2 * lanes <= width; i += 2 * lanes) f(i, std::integral_constant<int, 2>());
+  for (; i < width; i += lanes) f(i, std::integral_constant<int, 1>());
+}
+
 // What belongs to the elements of a pair of T, from p in the compute type.
 template <class T, class D>
 HWY_INLINE Pair<hn::Vec<D>> LoadForPair(D d, const Compute<T>* p) {
   Pair<hn::Vec<D>> pair{hn::LoadU(d, p), hn::LoadU(d, p + hn::Lanes(d))};
   if constexpr (kEvenOdd<T, D>) hn::LoadInterleaved2(d, p, pair.v0, pair.v1);
   return pair;
+}
+
+template <class T, int kVectors, class D>
+HWY_INLINE void LoadCoefficients(D d, const Compute<T>* p, hn::Vec<D>* v) {
+  if constexpr (kVectors == 1) {
+    v[0] = hn::LoadU(d, p);
+  } else {
+    const auto pair = LoadForPair<T>(d, p);
+    v[0] = pair.v0;
+    v[1] = pair.v1;
+  }
 }
 
 // p is aligned to a vector where kStore is streaming.

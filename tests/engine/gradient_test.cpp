@@ -83,6 +83,27 @@ TEST(Gradient, AnyMeanAnySize) {
   }
 }
 
+// s = 1: several tiles of a span, more groups than a tile holds, and runs longer than kMaxLanes.
+TEST(Gradient, RunsInTiles) {
+  struct Size {
+    Shape shape;
+    std::int64_t groups;
+  };
+  constexpr Size kSizes[] = {
+      {{70, 1024, 1}, 64}, {{3, 8320, 1}, 520}, {{5, 1301, 1}, 1}, {{150, 768, 1}, 1}};
+  for (const auto& [shape, groups] : kSizes) {
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      Case c{.name = std::to_string(shape.n) + "x" + std::to_string(shape.c) + ", " +
+                     std::to_string(groups) + " groups, " + name_of(kDTypes, dtype),
+             .spec = group_spec(shape, groups),
+             .mean = 1e2};
+      c.spec.data = dtype;
+      c.spec.activation = Activation::silu;
+      expect_accurate(c);
+    }
+  }
+}
+
 // ---- The same bits ------------------------------------------------------------------------------
 
 bool same_bytes(const Buffer& a, const Buffer& b) {
