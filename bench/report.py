@@ -1,4 +1,4 @@
-"""Tables and plots of what groupnorm_bench and compare.py have written as JSON.
+"""Tables and plots of what groupnorm_bench, compare.py and instructions.py have written as JSON.
 
     python bench/report.py build/bench/*.json                                  # print every table
     python bench/report.py build/bench/*.json --update README.md docs/performance.md
@@ -78,6 +78,7 @@ class Results:
     cases: dict[Key, dict[str, Any]]  # counters
     compared: dict[tuple[Any, ...], dict[str, Any]]
     contexts: list[dict[str, Any]]
+    instructions: dict[tuple[str, str, int], dict[str, Any]]  # direction, shape, groups: by layout
 
 
 def _key(name: str) -> Key | None:
@@ -101,16 +102,21 @@ def read(paths: Iterable[Path]) -> Results:
     Raises:
         BadInput: a file cannot be read, or is neither program's.
     """
-    results = Results({}, {}, [])
+    results = Results({}, {}, [], {})
     for path in paths:
         try:
             found = json.loads(path.read_text())
+            if "instructions" in found:
+                for each in found["instructions"]:
+                    key = (each["direction"], each["shape"], each["groups"])
+                    results.instructions.setdefault(key, {})[each["layout"]] = each
+                continue
             results.contexts.append(found["context"])
             if "benchmarks" in found:
                 for each in found["benchmarks"]:
-                    key = _key(each["name"])
-                    if key is not None and not each.get("error_occurred"):
-                        results.cases[key] = each
+                    case = _key(each["name"])
+                    if case is not None and not each.get("error_occurred"):
+                        results.cases[case] = each
                 continue
             for each in found["cases"]:
                 names = ("direction", "dtype", "layout", "shape", "groups", "threads", "hot")
@@ -343,6 +349,20 @@ def _behind(results: Results) -> str:
     return _table(head, rows, words=2) if rows else "None.\n"
 
 
+def _instructions(results: Results, direction: str) -> str:
+    """In kernels + around them, for 8 elements."""
+    head = ["shape, groups", *LAYOUTS]
+    rows = []
+    for (of, shape, groups), by_layout in results.instructions.items():
+        if of == direction:
+            cells = [
+                f"{each['kernels']:.1f} + {each['around']:.1f}" if each else "-"
+                for each in map(by_layout.get, LAYOUTS)
+            ]
+            rows.append([_shape(shape, groups), *cells])
+    return _table(head, rows) if rows else ""
+
+
 def _skipped(results: Results) -> str:
     rows = dict.fromkeys(
         (name, why) for each in results.compared.values() for name, why in each["skipped"].items()
@@ -372,8 +392,10 @@ def tables(results: Results) -> dict[str, str]:
     if results.compared:
         found["compare-first"] = _first(results)
         found["compare-behind"] = _behind(results)
+    for direction in ("forward", "backward"):
+        found[f"instructions-{direction}"] = _instructions(results, direction)
     found["compare-skipped"] = _skipped(results)
-    found["machine"] = _machine(results)
+    found["machine"] = _machine(results) if results.contexts else ""
     return {name: text for name, text in found.items() if text}
 
 

@@ -209,7 +209,8 @@ struct RunBands {
         run.dzx += SumLanes(d, run_dzx[r]);
       }
     };
-    // Of the vector at `at`, for column sums [i]; `counted` says which lanes the runs have already.
+    // The vector at `at`, whose column sums are entry i. `fresh` leaves out of the runs' own sums
+    // what they have already.
     const auto add = [&](std::int64_t i, std::int64_t at, const auto& fresh) HWY_ATTR {
       const auto gamma = LoadParam<P>(d, args.gamma, at, C{1});
       const auto beta = LoadParam<P>(d, args.beta, at, C{0});

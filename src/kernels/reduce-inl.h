@@ -36,12 +36,15 @@ inline constexpr std::int64_t kShortRuns = 16;
 inline constexpr std::int64_t kRunSamples = 32;
 inline constexpr std::int64_t kColumnSamples = 8;
 
-// m2, or NaN where the pilot was poor, which the comparison says of NaN, too. shift = s1 / n.
+// m2, or NaN where the pilot was poor, which the comparison says of NaN, too, or where the sums
+// overflowed. shift = s1 / n.
 template <class DD, class V>
 HWY_INLINE V TrustedM2(DD dd, V s1, V s2, V n, V shift) {
   const V m2 = hn::NegMulAdd(s1, shift, s2);
   const auto near = hn::Le(hn::Mul(s1, s1), hn::Mul(hn::Mul(hn::Set(dd, 4.0), n), m2));
-  return hn::IfThenElse(near, m2, hn::Set(dd, std::numeric_limits<double>::quiet_NaN()));
+  // Squares may overflow where their deviations' sum does not.
+  const auto trusted = hn::And(near, hn::IsFinite(m2));
+  return hn::IfThenElse(trusted, m2, hn::Set(dd, std::numeric_limits<double>::quiet_NaN()));
 }
 
 template <class D>

@@ -52,6 +52,18 @@ TEST(Pilot, OneOutlierWhereThePilotLooks) {
   }
 }
 
+// Its square overflows f32 where no sum does.
+TEST(Pilot, OneLargestNumberAnywhere) {
+  for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
+    const Spec spec = group_spec({1, 2, 19}, 2, layout);
+    for (std::size_t i = 0; i < std::size_t{2} * 19; ++i) {
+      std::vector<float> x = noise(std::size_t{2} * 19, 5, 1);
+      x[i] = 3e38F;
+      expect_within_promise(spec, x, "largest number");
+    }
+  }
+}
+
 TEST(Pilot, ARamp) {
   for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
     const Spec spec = group_spec({1, 4, 50000}, 2, layout);

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 BENCH = Path(__file__).parents[2] / "bench"
 sys.path.insert(0, str(BENCH))
 import compare
+import instructions
 import report
 import rivals
 
@@ -141,6 +142,41 @@ def test_update_replaces_what_is_between_the_markers(tmp_path, capsys):
     arguments = [str(tmp_path / "cases.json"), "--update", str(path), str(other)]
     assert report.main(arguments) == 2
     assert path.read_text() == text and "asks for table none" in capsys.readouterr().err
+
+
+def test_instructions_are_counted_a_call_in_kernels_and_around_them():
+    listing = """
+7,000 (100.0%)  PROGRAM TOTALS
+--------
+6,000 (85.71%)  ???:void groupnorm::detail::N_AVX2::ReduceRuns<float>(Runs const&) [/bin/x]
+1,000 (14.29%)  a/b.h:groupnorm::Plan::forward(groupnorm::Forward const&) const [/bin/x]
+"""
+    assert instructions.split(listing) == (6000, 1000)
+    profile = (
+        "fn=(7) groupnorm::detail::check_forward(int)\n0 5\n\nfn=(2) a\ncfn=(7)\ncalls=3 0\n0 5\n"
+    )
+    assert instructions.calls_of(profile, "forward") == 3
+    with pytest.raises(BadInput, match="no call of Plan::backward"):
+        instructions.calls_of(profile, "backward")
+
+
+def test_instructions_have_a_table_for_each_direction(tmp_path):
+    path = tmp_path / "instructions.json"
+    counted = {
+        "direction": "backward",
+        "layout": "channels_last",
+        "shape": "8x512",
+        "groups": 32,
+        "target": "avx2",
+        "kernels": 12.34,
+        "around": 0.5,
+    }
+    path.write_text(json.dumps({"instructions": [counted]}))
+    found = report.tables(report.read([path]))
+    assert found["instructions-backward"].splitlines()[2:] == [
+        "| [8, 512], 32 | - | 12.3 + 0.5 |",
+    ]
+    assert "instructions-forward" not in found
 
 
 def test_other_files_are_refused(tmp_path):
