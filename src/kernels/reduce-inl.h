@@ -334,9 +334,9 @@ HWY_INLINE void FoldChains(std::int64_t width, ColumnSums<C>* sums) {
   }
 }
 
-// Adds all rows, kBand (eight, say) at a time: one from each of eight parts, since that many places
-// are read faster than one (see RunSums). An odd number of rows apart, they do not all meet in one
-// set of the cache.
+// Adds all rows, kBand at a time: one from each of as many parts, since that many places are read
+// faster than one (see RunSums). An odd number of rows apart, they do not all meet in one set of
+// the cache.
 template <class C, class Bands>
 HWY_INLINE void SumBands(const Bands& bands, std::int64_t rows, std::int64_t padded,
                          ColumnSums<C>* sums) {
