@@ -81,15 +81,6 @@ inline bool needs_extreme(const Spec& spec, bool out_of_range) {
   return out_of_range && spec.data != DType::f64;
 }
 
-inline Statistics finish(const Spec& spec, const Moments& moments) {
-  const double mean = spec.center ? moments.mean : 0;
-  const double m2 =
-      spec.center ? moments.m2 : moments.m2 + moments.count * moments.mean * moments.mean;
-  const double spread = std::max(m2, 0.0) / (moments.count - spec.correction) + spec.eps;
-  const double rstd = spread == 0 ? 0 : 1 / std::sqrt(spread);
-  return {mean, rstd, needs_extreme(spec, m2 >= kExtremeM2 || rstd >= kExtremeRstd)};
-}
-
 inline Statistics given(const Spec& spec, const Forward& args, std::int64_t block) {
   const double mean = spec.center ? args.given_mean[block] : 0;
   const double rstd = args.given_rstd[block];

@@ -14,11 +14,6 @@ namespace groupnorm {
 namespace detail {
 namespace {
 
-void write_statistics(const Forward& args, std::int64_t block, const Statistics& statistics) {
-  if (args.mean != nullptr) args.mean[block] = statistics.mean;
-  if (args.rstd != nullptr) args.rstd[block] = statistics.rstd;
-}
-
 template <class Walk>
 class Pass {
  public:
@@ -80,10 +75,20 @@ class Pass {
 
   void finish_unit(std::int64_t unit, const Moments* total, Statistics* statistics,
                    bool writes) const {
-    const std::int64_t first = walk_.first_block(unit);
-    for (std::int64_t b = 0; b < walk_.blocks(unit); ++b) {
-      statistics[b] = finish(call_.spec, total[b]);
-      if (writes) write_statistics(call_.args, first + b, statistics[b]);
+    finish(walk_.blocks(unit), total, statistics);
+    if (writes) write_statistics(walk_.first_block(unit), walk_.blocks(unit), statistics);
+  }
+
+  void finish(std::int64_t blocks, const Moments* moments, Statistics* statistics) const {
+    const Spec& spec = call_.spec;
+    call_.kernels.finish({moments, blocks, spec.correction, spec.eps, spec.center, statistics});
+  }
+
+  void write_statistics(std::int64_t first, std::int64_t blocks,
+                        const Statistics* statistics) const {
+    for (std::int64_t b = 0; b < blocks; ++b) {
+      if (call_.args.mean != nullptr) call_.args.mean[first + b] = statistics[b].mean;
+      if (call_.args.rstd != nullptr) call_.args.rstd[first + b] = statistics[b].rstd;
     }
   }
 
@@ -102,9 +107,8 @@ class Pass {
     for (std::int64_t first = begin; first < end; first += batch) {
       const std::int64_t units = std::min(batch, end - first);
       walk_.reduce_units(first, units, moments);
-      for (std::int64_t i = 0; i < units; ++i) {
-        finish_unit(first + i, moments + i, statistics + i, true);
-      }
+      finish(units, moments, statistics);
+      write_statistics(first, units, statistics);
       walk_.apply_units(first, units, statistics);
     }
   }

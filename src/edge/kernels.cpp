@@ -4,6 +4,7 @@
 #include "kernels/targets.h"
 // Highway reads it.
 #include "kernels/apply-inl.h"
+#include "kernels/finish-inl.h"
 #include "kernels/reduce-inl.h"
 
 #include <hwy/highway.h>
@@ -21,6 +22,7 @@ constexpr Kernels kFloat{kName,
                          static_cast<std::int64_t>(hn::MaxLanes(hn::ScalableTag<float>())),
                          ReduceRuns<float>,
                          ReduceColumns<float>,
+                         Finish<float>,
                          Coefficients<float, float>,
                          Coefficients<float, float>,
                          ApplyRows<float>,

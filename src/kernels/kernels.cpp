@@ -7,6 +7,7 @@
 #include <hwy/foreach_target.h>
 // Highway asks for foreach_target.h first.
 #include "kernels/apply-inl.h"
+#include "kernels/finish-inl.h"
 #include "kernels/reduce-inl.h"
 
 #include <hwy/highway.h>
@@ -37,6 +38,7 @@ constexpr Kernels Table(const GradientKernels& gradients) {
           static_cast<std::int64_t>(hn::MaxLanes(hn::ScalableTag<Compute<T>>())),
           ReduceRuns<T>,
           ReduceColumns<T>,
+          Finish<Compute<T>>,
           Coefficients<T, T>,
           Coefficients<T, Wide>,
           ApplyRows<T>,

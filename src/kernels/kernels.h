@@ -150,6 +150,19 @@ struct Kernels {
   void (*reduce_columns)(const void* x, std::int64_t rows, std::int64_t stride, std::int64_t width,
                          double* mean, double* m2);
 
+  // moments [blocks], all of one count -> statistics [blocks], in double:
+  //   rstd = 1 / sqrt(m2 / (count - correction) + eps), and 0 where that root is 0.
+  // Not centred, squares are counted from 0 and the mean is 0.
+  struct Finish {
+    const Moments* moments;
+    std::int64_t blocks;
+    int correction;
+    double eps;
+    bool center;
+    Statistics* statistics;
+  };
+  void (*finish)(const Finish&);
+
   // mean as the compute type holds it, a = rstd * gamma and b = beta - (the rest of mean) * a, for
   // statistics [blocks] of `channels` lanes each. mean, a, b [blocks, channels] have room for a
   // vector behind their end. gamma, beta [blocks, channels] of the storage dtype (same) or float

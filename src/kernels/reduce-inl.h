@@ -47,9 +47,65 @@ HWY_INLINE V TrustedM2(DD dd, V s1, V s2, V n, V shift) {
   return hn::IfThenElse(trusted, m2, hn::Set(dd, std::numeric_limits<double>::quiet_NaN()));
 }
 
+template <class DD, class V>
+HWY_INLINE hn::Vec<DD> PromoteToDouble(DD dd, V v) {
+  if constexpr (std::is_same_v<V, hn::Vec<DD>>) {
+    return v;
+  } else {
+    return hn::PromoteTo(dd, v);
+  }
+}
+
+struct Plus {
+  template <class V>
+  HWY_INLINE V operator()(V a, V b) const {
+    return hn::Add(a, b);
+  }
+};
+struct Larger {
+  template <class V>
+  HWY_INLINE V operator()(V a, V b) const {
+    return hn::Max(a, b);
+  }
+};
+
+// Op over the lanes of v, neighbours first, in all lanes. These functions of Highway are found by
+// their arguments, where they are used: targets of few lanes lack some.
+template <class Op, class D, class V>
+HWY_INLINE V FoldLanes(D d, V v) {
+  constexpr std::size_t kLanes = hn::MaxLanes(d);
+  if constexpr (kLanes >= 2) v = Op()(v, Reverse2(d, v));
+  if constexpr (kLanes >= 4) v = Op()(v, Reverse4(d, v));
+  if constexpr (kLanes >= 8) v = Op()(v, Reverse8(d, v));
+  if constexpr (kLanes >= 16) v = Op()(v, Reverse(d, v));
+  static_assert(kLanes <= 16);
+  return v;
+}
+
+// FoldLanes of as many rows [kRows, lanes] as a vector has lanes, one a lane, with the same bits:
+// the rows share the steps, which makes three operations a row of three a step.
+template <class Op, class D, std::size_t kRows = hn::MaxLanes(D())>
+HWY_INLINE hn::Vec<D> FoldRows(D d, const hn::TFromD<D>* rows) {
+  if constexpr (kRows == 1) {
+    return hn::Load(d, rows);
+  } else {
+    constexpr std::size_t kHalf = kRows / 2;
+    const auto low = FoldRows<Op, D, kHalf>(d, rows);
+    const auto high = FoldRows<Op, D, kHalf>(d, rows + kHalf * hn::MaxLanes(d));
+    return Op()(ConcatEven(d, high, low), ConcatOdd(d, high, low));
+  }
+}
+
+// The rows behind `rows` that FoldRows reads with them.
+template <class D>
+HWY_INLINE void ClearRows(D d, std::int64_t rows, hn::TFromD<D>* data) {
+  constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(d));
+  for (; rows % kLanes != 0; ++rows) hn::Store(hn::Zero(d), d, data + rows * kLanes);
+}
+
 template <class D>
 HWY_INLINE double SumLanes(D d, hn::Vec<D> v) {
-  return static_cast<double>(hn::GetLane(hn::SumOfLanes(d, v)));
+  return static_cast<double>(hn::GetLane(FoldLanes<Plus>(d, v)));
 }
 
 // `mean` on a grid of about `spread` / 16. A pilot with finer digits than the data (pixels, bf16)
@@ -67,16 +123,51 @@ template <class T>
 class RunPilots {
   using C = Compute<T>;
   using D = hn::ScalableTag<C>;
+  using V = hn::Vec<D>;
   static constexpr std::int64_t kLanes = hn::MaxLanes(D());
 
  public:
   HWY_INLINE explicit RunPilots(std::int64_t count)
-      : samples_(std::min(std::max<std::int64_t>(4, kRunSamples / kLanes), count / kLanes)),
+      : count_(count),
+        samples_(std::min(std::max<std::int64_t>(4, kRunSamples / kLanes), count / kLanes)),
         step_(samples_ > 1 ? (count - kLanes) / (samples_ - 1) : 0),
         share_(C{1} / static_cast<C>(samples_ * kLanes)) {}
 
-  // In all lanes.
-  HWY_INLINE hn::Vec<D> Of(const T* x) const {
+  // Of one run, in all lanes.
+  HWY_INLINE V Of(const T* x) const {
+    const D d;
+    const Samples samples = Take(x);
+    return Pilot(samples.first, FoldLanes<Plus>(d, samples.distance),
+                 FoldLanes<Larger>(d, samples.spread));
+  }
+
+  // Of `runs` of them, one behind the other, at most kShortRuns.
+  HWY_INLINE void Of(const T* x, std::int64_t runs, C* pilots) const {
+    const D d;
+    HWY_ALIGN C first[kShortRuns] = {};
+    HWY_ALIGN C distance[kShortRuns * kLanes], spread[kShortRuns * kLanes];
+    ClearRows(d, runs, distance);
+    ClearRows(d, runs, spread);
+    for (std::int64_t r = 0; r < runs; ++r) {
+      const Samples samples = Take(x + r * count_);
+      first[r] = hn::GetLane(samples.first);
+      hn::Store(samples.distance, d, distance + r * kLanes);
+      hn::Store(samples.spread, d, spread + r * kLanes);
+    }
+    for (std::int64_t r = 0; r < runs; r += kLanes) {
+      hn::Store(Pilot(hn::Load(d, first + r), FoldRows<Plus>(d, distance + r * kLanes),
+                      FoldRows<Larger>(d, spread + r * kLanes)),
+                d, pilots + r);
+    }
+  }
+
+ private:
+  // The first element, in all lanes, and how far samples lie from it: their sum and the most.
+  struct Samples {
+    V first, distance, spread;
+  };
+
+  HWY_INLINE Samples Take(const T* x) const {
     const D d;
     const auto first = hn::Set(d, static_cast<C>(to_double(x[0])));
     auto sum = hn::Zero(d), spread = hn::Zero(d);
@@ -85,11 +176,15 @@ class RunPilots {
       sum = hn::Add(sum, distance);
       spread = hn::Max(spread, hn::Abs(distance));
     }
-    const auto shift = hn::Mul(hn::SumOfLanes(d, sum), hn::Set(d, share_));
-    return Coarse(d, hn::Add(first, shift), hn::MaxOfLanes(d, spread));
+    return {first, sum, spread};
   }
 
- private:
+  HWY_INLINE V Pilot(V first, V distance, V spread) const {
+    const D d;
+    return Coarse(d, hn::Add(first, hn::Mul(distance, hn::Set(d, share_))), spread);
+  }
+
+  std::int64_t count_;
   std::int64_t samples_, step_;  // vectors, elements
   C share_;
 };
@@ -203,39 +298,44 @@ class RunSums {
   double s1_ = 0, s2_ = 0;
 };
 
-// At most kShortRuns runs of one chain each, stage by stage, with the bits of RunSums: the latency
-// of one run's horizontal sums and divisions hides behind the next.
+// At most kShortRuns runs of one chain each, stage by stage, with the bits of RunSums: the runs
+// share the steps of their horizontal sums, and their latencies and divisions hide behind each
+// other.
 template <class T>
 HWY_INLINE void ReduceShortRuns(const T* x, std::int64_t runs, std::int64_t count,
                                 Moments* moments) {
   using C = Compute<T>;
   const hn::ScalableTag<C> d;
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  const RunPilots<T> pilots(count);
-  C pilot[kShortRuns];
-  HWY_ALIGN C a[kShortRuns * hn::MaxLanes(d)], q[kShortRuns * hn::MaxLanes(d)];
-  HWY_ALIGN double s1[kShortRuns], s2[kShortRuns];
-  for (std::int64_t r = 0; r < runs; ++r) pilot[r] = hn::GetLane(pilots.Of(x + r * count));
+  constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(d));
+  HWY_ALIGN C pilot[kShortRuns], s1[kShortRuns], s2[kShortRuns];
+  HWY_ALIGN C a[kShortRuns * kLanes], q[kShortRuns * kLanes];
+  HWY_ALIGN double mean[kShortRuns], m2[kShortRuns];
+  RunPilots<T>(count).Of(x, runs, pilot);
+  ClearRows(d, runs, a);
+  ClearRows(d, runs, q);
   for (std::int64_t r = 0; r < runs; ++r) {
     RunSums<T> sums(x + r * count, count, hn::Set(d, pilot[r]));
     sums.AddRest();
-    hn::Store(sums.Deviations(), d, a + r * lanes);
-    hn::Store(sums.Squares(), d, q + r * lanes);
+    hn::Store(sums.Deviations(), d, a + r * kLanes);
+    hn::Store(sums.Squares(), d, q + r * kLanes);
+  }
+  for (std::int64_t r = 0; r < runs; r += kLanes) {
+    hn::Store(FoldRows<Plus>(d, a + r * kLanes), d, s1 + r);
+    hn::Store(FoldRows<Plus>(d, q + r * kLanes), d, s2 + r);
   }
   const hn::CappedTag<double, kShortRuns> dd;
-  const auto wide = static_cast<std::int64_t>(hn::Lanes(dd));
-  for (std::int64_t r = 0; r < (runs + wide - 1) / wide * wide; ++r) {
-    s1[r] = r < runs ? SumLanes(d, hn::Load(d, a + r * lanes)) : 0;
-    s2[r] = r < runs ? SumLanes(d, hn::Load(d, q + r * lanes)) : 0;
-  }
+  const hn::Rebind<C, decltype(dd)> dc;
   const auto n = hn::Set(dd, static_cast<double>(count));
-  for (std::int64_t r = 0; r < runs; r += wide) {
-    const auto v1 = hn::Load(dd, s1 + r), v2 = hn::Load(dd, s2 + r), shift = hn::Div(v1, n);
-    hn::Store(shift, dd, s1 + r);
-    hn::Store(TrustedM2(dd, v1, v2, n, shift), dd, s2 + r);
+  for (std::int64_t r = 0; r < runs; r += static_cast<std::int64_t>(hn::Lanes(dd))) {
+    const auto v1 = PromoteToDouble(dd, hn::Load(dc, s1 + r));
+    const auto v2 = PromoteToDouble(dd, hn::Load(dc, s2 + r));
+    const auto shift = hn::Div(v1, n);
+    const auto near = PromoteToDouble(dd, hn::Load(dc, pilot + r));
+    hn::Store(hn::Add(near, shift), dd, mean + r);
+    hn::Store(TrustedM2(dd, v1, v2, n, shift), dd, m2 + r);
   }
   for (std::int64_t r = 0; r < runs; ++r) {
-    moments[r] = {static_cast<double>(count), static_cast<double>(pilot[r]) + s1[r], s2[r]};
+    moments[r] = {static_cast<double>(count), mean[r], m2[r]};
   }
 }
 
@@ -306,15 +406,6 @@ HWY_INLINE void ColumnPilots(const T* x, std::int64_t rows, std::int64_t stride,
       hn::Store(Coarse(d, near, spread[v]), d, sums->pilot + i + v * lanes);
     }
   });
-}
-
-template <class DD, class V>
-HWY_INLINE hn::Vec<DD> PromoteToDouble(DD dd, V v) {
-  if constexpr (std::is_same_v<V, hn::Vec<DD>>) {
-    return v;
-  } else {
-    return hn::PromoteTo(dd, v);
-  }
 }
 
 // chain -> double sums; empties the chain.

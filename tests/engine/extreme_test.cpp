@@ -120,29 +120,42 @@ TEST(Extreme, ConstantBlockIsExactlyBeta) {
   }
 }
 
+// Block 4, group 0 of example 1, has one number that is none, or is infinite.
+void expect_poisoned_alone(const char* target, const Spec& spec, double poison) {
+  const auto [n, c, s] = spec.shape;
+  Tensor x(spec), y(spec);
+  std::mt19937_64 generator(6);
+  std::normal_distribution<double> normal;
+  for (std::int64_t i = 0; i < x.count; ++i) x.set(i, normal(generator));
+  x.set(x.count / 2 + 3, poison);
+  std::vector<double> mean(8), rstd(8);
+  run(make_plan(spec, target),
+      {.x = x.bytes.data(), .y = y.bytes.data(), .mean = mean.data(), .rstd = rstd.data()});
+  const std::string where = std::string(target) + ", " + name_of(kDTypes, spec.data) +
+                            (spec.center ? "" : ", rms") + ", poison " + std::to_string(poison);
+  for (std::int64_t i = 0; i < y.count; ++i) {
+    const std::int64_t in_example = i % (c * s);
+    const std::int64_t channel =
+        spec.layout == Layout::channels_first ? in_example / s : in_example % c;
+    const bool poisoned = i >= y.count / 2 && channel < 4;
+    ASSERT_EQ(std::isnan(y.at(i)), poisoned) << where << ", element " << i;
+  }
+  for (std::size_t b = 0; b < 8; ++b) {
+    ASSERT_EQ(std::isnan(mean[b]), spec.center && b == 4) << where << ", block " << b;
+    ASSERT_EQ(std::isnan(rstd[b]), b == 4) << where << ", block " << b;
+  }
+}
+
 TEST(Extreme, NotANumberStaysInItsBlock) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   for (const char* const target : targets()) {
     for (const Format& format : kFormats) {
       for (const Layout layout : kBothLayouts) {
-        for (const double poison : {std::nan(""), kInfinity, -kInfinity}) {
-          const Shape shape{2, 16, 80};
-          const Spec spec = spec_of(format.dtype, shape, 4, layout);
-          Tensor x(spec), y(spec);
-          std::mt19937_64 generator(6);
-          std::normal_distribution<double> normal;
-          for (std::int64_t i = 0; i < x.count; ++i) x.set(i, normal(generator));
-          const std::int64_t at = x.count / 2 + 3;  // example 1, group 0
-          x.set(at, poison);
-          run(make_plan(spec, target), {.x = x.bytes.data(), .y = y.bytes.data()});
-          for (std::int64_t i = 0; i < y.count; ++i) {
-            const std::int64_t in_example = i % (std::int64_t{16} * 80);
-            const std::int64_t channel =
-                layout == Layout::channels_first ? in_example / 80 : in_example % 16;
-            const bool poisoned = i >= x.count / 2 && channel < 4;
-            ASSERT_EQ(std::isnan(y.at(i)), poisoned)
-                << target << ", " << name_of(kDTypes, format.dtype) << ", poison " << poison
-                << ", element " << i;
+        for (const bool center : {true, false}) {
+          Spec spec = spec_of(format.dtype, {2, 16, 80}, 4, layout);
+          spec.center = center;
+          for (const double poison : {std::nan(""), kInfinity, -kInfinity}) {
+            expect_poisoned_alone(target, spec, poison);
           }
         }
       }
