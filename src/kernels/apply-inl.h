@@ -43,7 +43,53 @@ struct Affine {
   HWY_INLINE const Affine& From(std::int64_t) const { return *this; }
   HWY_INLINE V Z(V d, Params) const { return hn::MulAdd(d, a, b); }
   HWY_INLINE V Times(V dz, V plus, Params) const { return hn::MulAdd(a, dz, plus); }
+
+  // These in the first `count` lanes, `next` in the others.
+  HWY_INLINE Affine Until(std::int64_t count, const Affine& next) const {
+    const auto own = hn::FirstN(hn::DFromV<V>(), static_cast<std::size_t>(count));
+    return {hn::IfThenElse(own, mean, next.mean), hn::IfThenElse(own, a, next.a),
+            hn::IfThenElse(own, b, next.b)};
+  }
 };
+
+// Vectors. Rows shorter than this, with an end that fills none, are taken as one.
+inline constexpr std::int64_t kShortRow = 8;
+
+template <class D>
+HWY_INLINE bool AreShortRows(D, std::int64_t length) {
+  constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(D()));
+  return length < kShortRow * kLanes && length % kLanes != 0;
+}
+
+// f(i, kVectors, terms) for one or two vectors from element i on, until all of [rows, length] is
+// done but an end that fills no vector: `tail` is for the vector that ends with it. Each row's
+// terms are asked for once, by terms_of(row). A vector where a row ends has the terms of both: so
+// rows of 49 take three vectors of 16 and not four, and those stay aligned.
+template <class D, class TermsOf, class F, class Tail>
+HWY_INLINE void ForShortRows(D, std::int64_t rows, std::int64_t length, const TermsOf& terms_of,
+                             const F& f, const Tail& tail) {
+  constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(D()));
+  constexpr std::integral_constant<int, 1> kOne;
+  constexpr std::integral_constant<int, 2> kTwo;
+  auto terms = terms_of(0);
+  std::int64_t i = 0;
+  for (std::int64_t r = 1;; ++r) {
+    const std::int64_t end = r * length;
+    for (; i + 2 * kLanes <= end; i += 2 * kLanes) f(i, kTwo, terms);
+    if (i + kLanes <= end) {
+      f(i, kOne, terms);
+      i += kLanes;
+    }
+    if (r == rows) break;
+    const auto next = terms_of(r);
+    if (i < end) {
+      f(i, kOne, terms.Until(end - i, next));
+      i += kLanes;
+    }
+    terms = next;
+  }
+  if (i < rows * length) tail(terms);
+}
 
 template <class Act, class D, class V, class Terms>
 HWY_INLINE V Normalize(D d, V x, const Terms& terms, const typename Terms::Params& params) {
@@ -213,20 +259,49 @@ struct RowsOf {
   }
 
  private:
+  using C = Compute<T>;
+  using D = hn::ScalableTag<C>;
+  using V = hn::Vec<D>;
+
+  static HWY_INLINE Affine<V> TermsOf(const Kernels::ApplyRows& args, std::int64_t row) {
+    const auto of = [&](const void* p)
+                        HWY_ATTR { return hn::Set(D(), static_cast<const C*>(p)[row]); };
+    return {of(args.mean), of(args.a), of(args.b)};
+  }
+
   template <class Act, Store kStore, class Sums>
   static HWY_INLINE void Apply(const Kernels::ApplyRows& args, Sums& sums) {
-    using C = Compute<T>;
-    const hn::ScalableTag<C> d;
-    const C* const mean = static_cast<const C*>(args.mean);
-    const C* const a = static_cast<const C*>(args.a);
-    const C* const b = static_cast<const C*>(args.b);
+    const T* const x = static_cast<const T*>(args.x);
+    T* const y = static_cast<T*>(args.y);
+    if (AreShortRows(D(), args.length)) return ApplyShort<Act>(args, x, y, sums);
     for (std::int64_t r = 0; r < args.rows; ++r) {
       const std::int64_t at = r * args.length;
-      const Affine<hn::Vec<decltype(d)>> terms{hn::Set(d, mean[r]), hn::Set(d, a[r]),
-                                               hn::Set(d, b[r])};
-      ApplyRow<T, Act, kStore>(d, static_cast<const T*>(args.x) + at, static_cast<T*>(args.y) + at,
-                               args.length, terms, sums);
+      ApplyRow<T, Act, kStore>(D(), x + at, y + at, args.length, TermsOf(args, r), sums);
     }
+  }
+
+  template <class Act, class Sums>
+  static HWY_INLINE void ApplyShort(const Kernels::ApplyRows& args, const T* x, T* y, Sums& sums) {
+    const D d;
+    const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+    const std::int64_t end = args.rows * args.length - lanes;
+    const auto last = LoadAs(d, x + end);
+    // A step of RunSums is as long as a row may be.
+    const std::int64_t rows_a_step = kShortRow * lanes / args.length;
+    const auto terms_of = [&](std::int64_t r) HWY_ATTR {
+      if (r % rows_a_step == 0) sums.Step();
+      return TermsOf(args, r);
+    };
+    const auto apply = [&](std::int64_t i, auto vectors, const Affine<V>& terms) HWY_ATTR {
+      if constexpr (vectors == 2) {
+        StorePair<Store::cached>(d, NormalizePair<Act>(d, LoadPair(d, x + i), terms, i), y + i);
+      } else {
+        StoreAs<Store::cached>(d, Normalize<Act>(d, LoadAs(d, x + i), terms, {}), y + i);
+      }
+    };
+    ForShortRows(d, args.rows, args.length, terms_of, apply, [&](const Affine<V>& terms) HWY_ATTR {
+      StoreAs<Store::cached>(d, Normalize<Act>(d, last, terms, {}), y + end);
+    });
   }
 };
 
@@ -389,48 +464,27 @@ class Factor {
   V upper_, lower_;
 };
 
-// The coefficients of the lanes of one block.
-template <class T, class P>
-class BlockCoefficients {
-  using C = Compute<T>;
-  using D = hn::ScalableTag<C>;
-  using V = hn::Vec<D>;
-
+// gamma or beta for vectors that begin at entries [0, end): what of them lies behind the last of
+// `readable` entries is 0, and not read. Null stays null.
+template <class P, std::int64_t kLanes>
+class Param {
  public:
-  HWY_INLINE BlockCoefficients(const void* gamma, const void* beta, const Statistics& statistics)
-      : gamma_(static_cast<const P*>(gamma)),
-        beta_(static_cast<const P*>(beta)),
-        rstd_(D(), statistics.rstd) {
-    const Split mean = split_as<C>(statistics.mean);
-    mean_hi_ = hn::Set(D(), static_cast<C>(mean.hi));
-    mean_lo_ = hn::Set(D(), static_cast<C>(mean.lo));
+  HWY_INLINE Param(const void* data, std::int64_t readable, std::int64_t end)
+      : data_(static_cast<const P*>(data)),
+        whole_(std::max<std::int64_t>(0, readable - kLanes + 1)) {
+    if (data == nullptr || end <= whole_) return;
+    std::copy_n(data_ + whole_, readable - whole_, end_);
   }
 
-  HWY_INLINE Affine<V> At(std::int64_t i) const { return Of(gamma_, beta_, i); }
-  // The same of `left` elements, fewer than a vector holds: nothing is read behind them.
-  HWY_INLINE Affine<V> AtEnd(std::int64_t i, std::int64_t left) const {
-    P gamma[hn::MaxLanes(D())] = {}, beta[hn::MaxLanes(D())] = {};
-    return Of(Copy(gamma_, i, left, gamma), Copy(beta_, i, left, beta), 0);
+  HWY_INLINE const P* From(std::int64_t i) const {
+    if (data_ == nullptr) return nullptr;
+    return i < whole_ ? data_ + i : end_ + (i - whole_);
   }
 
  private:
-  HWY_INLINE Affine<V> Of(const P* gamma, const P* beta, std::int64_t i) const {
-    const D d;
-    const V a = Clean<T>(d, rstd_.Times(d, LoadParam<P>(d, gamma, i, C{1})));
-    const V b = hn::NegMulAdd(mean_lo_, a, LoadParam<P>(d, beta, i, C{0}));
-    return {mean_hi_, a, Clean<T>(d, b)};
-  }
-
-  static HWY_INLINE const P* Copy(const P* param, std::int64_t i, std::int64_t count, P* to) {
-    if (param == nullptr) return nullptr;
-    std::copy_n(param + i, count, to);
-    return to;
-  }
-
-  const P* gamma_;
-  const P* beta_;
-  Factor<D> rstd_;
-  V mean_hi_, mean_lo_;
+  const P* data_;
+  std::int64_t whole_;  // vectors that begin below this entry are whole
+  P end_[2 * kLanes] = {};
 };
 
 // T: the data's storage dtype, which sets the compute type; P: that of gamma and beta.
@@ -438,20 +492,26 @@ template <class T, class P>
 void Coefficients(const Kernels::Coefficients& args) {
   using C = Compute<T>;
   const hn::ScalableTag<C> d;
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  C* const mean = static_cast<C*>(args.mean);
-  C* const a = static_cast<C*>(args.a);
-  C* const b = static_cast<C*>(args.b);
-  const std::int64_t channels = args.channels, readable = args.readable;
+  constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(d));
+  C* const to_mean = static_cast<C*>(args.mean);
+  C* const to_a = static_cast<C*>(args.a);
+  C* const to_b = static_cast<C*>(args.b);
+  const std::int64_t channels = args.channels, count = args.blocks * channels;
+  const Param<P, kLanes> gamma(args.gamma, args.readable, count);
+  const Param<P, kLanes> beta(args.beta, args.readable, count);
   for (std::int64_t block = 0; block < args.blocks; ++block) {
-    const BlockCoefficients<T, P> terms(args.gamma, args.beta, args.statistics[block]);
+    const Statistics& statistics = args.statistics[block];
+    const Split mean = split_as<C>(statistics.mean);
+    const auto mean_hi = hn::Set(d, static_cast<C>(mean.hi));
+    const auto mean_lo = hn::Set(d, static_cast<C>(mean.lo));
+    const Factor<decltype(d)> rstd(d, statistics.rstd);
     const std::int64_t end = (block + 1) * channels;
-    for (std::int64_t i = end - channels; i < end; i += lanes) {
-      const std::int64_t left = readable - i;
-      const auto by = left < lanes ? terms.AtEnd(i, left) : terms.At(i);
-      hn::StoreU(by.mean, d, mean + i);
-      hn::StoreU(by.a, d, a + i);
-      hn::StoreU(by.b, d, b + i);
+    for (std::int64_t i = end - channels; i < end; i += kLanes) {
+      const auto a = Clean<T>(d, rstd.Times(d, LoadParam<P>(d, gamma.From(i), 0, C{1})));
+      const auto b = hn::NegMulAdd(mean_lo, a, LoadParam<P>(d, beta.From(i), 0, C{0}));
+      hn::StoreU(mean_hi, d, to_mean + i);
+      hn::StoreU(a, d, to_a + i);
+      hn::StoreU(Clean<T>(d, b), d, to_b + i);
     }
   }
 }

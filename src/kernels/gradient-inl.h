@@ -51,17 +51,26 @@ class RowGradient {
     if (--left_ == 0) Fold();
   }
 
-  HWY_INLINE void Fold() {
-    const D d;
-    total_.dz += SumLanes(d, hn::Add(hn::Add(dz_[0], dz_[1]), hn::Add(dz_[2], dz_[3])));
-    total_.dzx += SumLanes(d, hn::Add(hn::Add(dzx_[0], dzx_[1]), hn::Add(dzx_[2], dzx_[3])));
-    Start();
+  // Elements of a row that is one chain.
+  static constexpr std::int64_t kOneChain = kChain * 4 * hn::MaxLanes(D());
+
+  HWY_INLINE GradientSums Finish() {
+    Fold();
+    return total_;
   }
 
-  HWY_INLINE const GradientSums& total() const { return total_; }
+  // The chain's sums, one a lane.
+  HWY_INLINE V Dz() const { return Sum(dz_); }
+  HWY_INLINE V Dzx() const { return Sum(dzx_); }
 
  private:
-  HWY_INLINE void Start() {
+  static HWY_INLINE V Sum(const V* of) {
+    return hn::Add(hn::Add(of[0], of[1]), hn::Add(of[2], of[3]));
+  }
+
+  HWY_INLINE void Fold() {
+    total_.dz += SumLanes(D(), Dz());
+    total_.dzx += SumLanes(D(), Dzx());
     left_ = kChain;
     for (int i = 0; i < 4; ++i) dz_[i] = dzx_[i] = hn::Zero(D());
   }
@@ -73,8 +82,8 @@ class RowGradient {
 };
 
 template <class T, class Act, class D>
-HWY_INLINE GradientSums SumRow(D d, const T* x, const T* dy, std::int64_t count,
-                               const Affine<hn::Vec<D>>& terms) {
+HWY_INLINE RowGradient<D> SumRow(D d, const T* x, const T* dy, std::int64_t count,
+                                 const Affine<hn::Vec<D>>& terms) {
   using V = hn::Vec<D>;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
   RowGradient<D> sums;
@@ -109,23 +118,52 @@ HWY_INLINE GradientSums SumRow(D d, const T* x, const T* dy, std::int64_t count,
     const V dz = dz_of(d0, LoadAs(d, dy + count - lanes));
     sums.template Add<1>(hn::IfThenZeroElse(counted, dz), d0);
   }
-  sums.Fold();
-  return sums.total();
+  return sums;
 }
 
 template <class T>
-struct ReduceRowsOf {
+class ReduceRowsOf {
+  using C = Compute<T>;
+  using D = hn::ScalableTag<C>;
+  using V = hn::Vec<D>;
+
+ public:
   template <class Act, Store>
   static void Run(const GradientKernels::ReduceRows& args) {
-    using C = Compute<T>;
-    const hn::ScalableTag<C> d;
+    const D d;
     const auto mean = hn::Set(d, static_cast<C>(args.mean));
-    for (std::int64_t r = 0; r < args.rows; ++r) {
+    const auto row = [&](std::int64_t r) HWY_ATTR {
       const std::int64_t at = r * args.length;
-      const Affine<hn::Vec<decltype(d)>> terms{mean, hn::Set(d, static_cast<const C*>(args.a)[r]),
-                                               hn::Set(d, static_cast<const C*>(args.b)[r])};
-      args.sums[r] = SumRow<T, Act>(d, static_cast<const T*>(args.x) + at,
-                                    static_cast<const T*>(args.dy) + at, args.length, terms);
+      const Affine<V> terms{mean, hn::Set(d, static_cast<const C*>(args.a)[r]),
+                            hn::Set(d, static_cast<const C*>(args.b)[r])};
+      return SumRow<T, Act>(d, static_cast<const T*>(args.x) + at,
+                            static_cast<const T*>(args.dy) + at, args.length, terms);
+    };
+    if (args.length < RowGradient<D>::kOneChain && args.rows > 1) return Short(args, row);
+    for (std::int64_t r = 0; r < args.rows; ++r) args.sums[r] = row(r).Finish();
+  }
+
+ private:
+  // Short rows share the steps of their horizontal sums.
+  template <class Row>
+  static HWY_INLINE void Short(const GradientKernels::ReduceRows& args, const Row& row) {
+    const D d;
+    constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(d));
+    HWY_ALIGN C dz[kLanes * kLanes], dzx[kLanes * kLanes];
+    for (std::int64_t first = 0; first < args.rows; first += kLanes) {
+      const std::int64_t some = std::min(kLanes, args.rows - first);
+      for (std::int64_t r = 0; r < some; ++r) {
+        const auto sums = row(first + r);
+        hn::Store(sums.Dz(), d, dz + r * kLanes);
+        hn::Store(sums.Dzx(), d, dzx + r * kLanes);
+      }
+      ClearRows(d, some, dz);
+      ClearRows(d, some, dzx);
+      hn::Store(FoldRows<Plus>(d, dz), d, dz);
+      hn::Store(FoldRows<Plus>(d, dzx), d, dzx);
+      for (std::int64_t r = 0; r < some; ++r) {
+        args.sums[first + r] = {static_cast<double>(dz[r]), static_cast<double>(dzx[r])};
+      }
     }
   }
 };
@@ -313,22 +351,48 @@ HWY_INLINE void DxRow(D d, const T* x, const T* dy, T* dx, std::int64_t count, c
 }
 
 template <class T>
-struct DxRowsOf {
+class DxRowsOf {
+  using C = Compute<T>;
+  using D = hn::ScalableTag<C>;
+  using V = hn::Vec<D>;
+
+ public:
   template <class Act, Store kStore>
   static void Run(const GradientKernels::ApplyRows& args) {
-    using C = Compute<T>;
-    const hn::ScalableTag<C> d;
-    const auto mean = hn::Set(d, static_cast<C>(args.mean));
+    const D d;
+    const T* const x = static_cast<const T*>(args.x);
+    const T* const dy = static_cast<const T*>(args.dy);
+    T* const dx = static_cast<T*>(args.dx);
     const auto shift = hn::Set(d, static_cast<C>(args.shift));
     const auto slope = hn::Set(d, static_cast<C>(args.slope));
-    for (std::int64_t r = 0; r < args.rows; ++r) {
-      const std::int64_t at = r * args.length;
-      const Affine<hn::Vec<decltype(d)>> terms{mean, hn::Set(d, static_cast<const C*>(args.a)[r]),
-                                               hn::Set(d, static_cast<const C*>(args.b)[r])};
-      DxRow<T, Act, kStore>(d, static_cast<const T*>(args.x) + at,
-                            static_cast<const T*>(args.dy) + at, static_cast<T*>(args.dx) + at,
-                            args.length, terms, shift, slope);
+    const auto mean = hn::Set(d, static_cast<C>(args.mean));
+    const auto terms_of = [&](std::int64_t r) HWY_ATTR {
+      return Affine<V>{mean, hn::Set(d, static_cast<const C*>(args.a)[r]),
+                       hn::Set(d, static_cast<const C*>(args.b)[r])};
+    };
+    if (!AreShortRows(d, args.length)) {
+      for (std::int64_t r = 0; r < args.rows; ++r) {
+        const std::int64_t at = r * args.length;
+        DxRow<T, Act, kStore>(d, x + at, dy + at, dx + at, args.length, terms_of(r), shift, slope);
+      }
+      return;
     }
+    const std::int64_t end = args.rows * args.length - static_cast<std::int64_t>(hn::Lanes(d));
+    const V last_x = LoadAs(d, x + end), last_dy = LoadAs(d, dy + end);
+    const auto apply = [&](std::int64_t i, auto vectors, const Affine<V>& terms) HWY_ATTR {
+      V vx[vectors], vdy[vectors];
+      LoadEntries<vectors>(d, x + i, vx);
+      LoadEntries<vectors>(d, dy + i, vdy);
+      for (int v = 0; v < vectors; ++v) vx[v] = Dx<Act>(d, vx[v], vdy[v], terms, {}, shift, slope);
+      if constexpr (vectors == 2) {
+        StorePair<Store::cached>(d, Pair<V>{vx[0], vx[1]}, dx + i);
+      } else {
+        StoreAs<Store::cached>(d, vx[0], dx + i);
+      }
+    };
+    ForShortRows(d, args.rows, args.length, terms_of, apply, [&](const Affine<V>& terms) HWY_ATTR {
+      StoreAs<Store::cached>(d, Dx<Act>(d, last_x, last_dy, terms, {}, shift, slope), dx + end);
+    });
   }
 };
 
