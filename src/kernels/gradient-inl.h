@@ -51,26 +51,17 @@ class RowGradient {
     if (--left_ == 0) Fold();
   }
 
-  // Elements of a row that is one chain.
-  static constexpr std::int64_t kOneChain = kChain * 4 * hn::MaxLanes(D());
-
-  HWY_INLINE GradientSums Finish() {
-    Fold();
-    return total_;
+  HWY_INLINE void Fold() {
+    const D d;
+    total_.dz += SumLanes(d, hn::Add(hn::Add(dz_[0], dz_[1]), hn::Add(dz_[2], dz_[3])));
+    total_.dzx += SumLanes(d, hn::Add(hn::Add(dzx_[0], dzx_[1]), hn::Add(dzx_[2], dzx_[3])));
+    Start();
   }
 
-  // The chain's sums, one a lane.
-  HWY_INLINE V Dz() const { return Sum(dz_); }
-  HWY_INLINE V Dzx() const { return Sum(dzx_); }
+  HWY_INLINE const GradientSums& total() const { return total_; }
 
  private:
-  static HWY_INLINE V Sum(const V* of) {
-    return hn::Add(hn::Add(of[0], of[1]), hn::Add(of[2], of[3]));
-  }
-
-  HWY_INLINE void Fold() {
-    total_.dz += SumLanes(D(), Dz());
-    total_.dzx += SumLanes(D(), Dzx());
+  HWY_INLINE void Start() {
     left_ = kChain;
     for (int i = 0; i < 4; ++i) dz_[i] = dzx_[i] = hn::Zero(D());
   }
@@ -82,8 +73,8 @@ class RowGradient {
 };
 
 template <class T, class Act, class D>
-HWY_INLINE RowGradient<D> SumRow(D d, const T* x, const T* dy, std::int64_t count,
-                                 const Affine<hn::Vec<D>>& terms) {
+HWY_INLINE GradientSums SumRow(D d, const T* x, const T* dy, std::int64_t count,
+                               const Affine<hn::Vec<D>>& terms) {
   using V = hn::Vec<D>;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
   RowGradient<D> sums;
@@ -118,52 +109,23 @@ HWY_INLINE RowGradient<D> SumRow(D d, const T* x, const T* dy, std::int64_t coun
     const V dz = dz_of(d0, LoadAs(d, dy + count - lanes));
     sums.template Add<1>(hn::IfThenZeroElse(counted, dz), d0);
   }
-  return sums;
+  sums.Fold();
+  return sums.total();
 }
 
 template <class T>
-class ReduceRowsOf {
-  using C = Compute<T>;
-  using D = hn::ScalableTag<C>;
-  using V = hn::Vec<D>;
-
- public:
+struct ReduceRowsOf {
   template <class Act, Store>
   static void Run(const GradientKernels::ReduceRows& args) {
-    const D d;
+    using C = Compute<T>;
+    const hn::ScalableTag<C> d;
     const auto mean = hn::Set(d, static_cast<C>(args.mean));
-    const auto row = [&](std::int64_t r) HWY_ATTR {
+    for (std::int64_t r = 0; r < args.rows; ++r) {
       const std::int64_t at = r * args.length;
-      const Affine<V> terms{mean, hn::Set(d, static_cast<const C*>(args.a)[r]),
-                            hn::Set(d, static_cast<const C*>(args.b)[r])};
-      return SumRow<T, Act>(d, static_cast<const T*>(args.x) + at,
-                            static_cast<const T*>(args.dy) + at, args.length, terms);
-    };
-    if (args.length < RowGradient<D>::kOneChain && args.rows > 1) return Short(args, row);
-    for (std::int64_t r = 0; r < args.rows; ++r) args.sums[r] = row(r).Finish();
-  }
-
- private:
-  // Short rows share the steps of their horizontal sums.
-  template <class Row>
-  static HWY_INLINE void Short(const GradientKernels::ReduceRows& args, const Row& row) {
-    const D d;
-    constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(d));
-    HWY_ALIGN C dz[kLanes * kLanes], dzx[kLanes * kLanes];
-    for (std::int64_t first = 0; first < args.rows; first += kLanes) {
-      const std::int64_t some = std::min(kLanes, args.rows - first);
-      for (std::int64_t r = 0; r < some; ++r) {
-        const auto sums = row(first + r);
-        hn::Store(sums.Dz(), d, dz + r * kLanes);
-        hn::Store(sums.Dzx(), d, dzx + r * kLanes);
-      }
-      ClearRows(d, some, dz);
-      ClearRows(d, some, dzx);
-      hn::Store(FoldRows<Plus>(d, dz), d, dz);
-      hn::Store(FoldRows<Plus>(d, dzx), d, dzx);
-      for (std::int64_t r = 0; r < some; ++r) {
-        args.sums[first + r] = {static_cast<double>(dz[r]), static_cast<double>(dzx[r])};
-      }
+      const Affine<hn::Vec<decltype(d)>> terms{mean, hn::Set(d, static_cast<const C*>(args.a)[r]),
+                                               hn::Set(d, static_cast<const C*>(args.b)[r])};
+      args.sums[r] = SumRow<T, Act>(d, static_cast<const T*>(args.x) + at,
+                                    static_cast<const T*>(args.dy) + at, args.length, terms);
     }
   }
 };
