@@ -63,9 +63,9 @@ class Pass {
   }
 
  private:
-  static constexpr std::int64_t kSmallUnit = 1024;  // elements
+  static constexpr std::int64_t kSmallUnit = 4096;  // elements
   static constexpr std::int64_t kBatch = 16;
-  static constexpr std::int64_t kBatchElements = 8192;  // stay in L1, or near it
+  static constexpr std::int64_t kBatchElements = 32768;  // stay in a core's second-level cache
 
   std::int64_t stride() const { return call_.schedule.blocks_per_unit; }
 
@@ -98,7 +98,8 @@ class Pass {
   }
 
   // Units of one block and one chunk: a few are reduced before the first is applied, so that the
-  // long latencies of the horizontal sums, divisions and roots of one hide behind the next.
+  // long latencies of the horizontal sums, divisions and roots of one hide behind the next, and
+  // memory is read for a while before it is written.
   void batched(std::int64_t begin, std::int64_t end) const {
     const std::int64_t batch =
         std::clamp<std::int64_t>(kBatchElements / unit_elements(), 1, kBatch);

@@ -82,7 +82,7 @@ HWY_INLINE GradientSums SumRow(D d, const T* x, const T* dy, std::int64_t count,
                          HWY_ATTR { return Act::Gradient(d, terms.Z(d_mean, {}), g); };
   // The halves of a long row go side by side: see RunSums.
   const std::int64_t steps = count / (4 * lanes);
-  const bool halves = count >= 4 * kLongRun;
+  const bool halves = count >= 2 * kLongRun;
   const std::int64_t step = halves ? 2 * lanes : 4 * lanes;
   const std::int64_t apart = halves ? steps * step : 2 * lanes;
   for (std::int64_t s = 0; s < steps; ++s) {
