@@ -1,4 +1,5 @@
-// The mathematics between the two passes over memory: moments -> statistics, scalar and in double.
+// The mathematics between the two passes over memory, scalar and in double: moments of parts -> of
+// a block; statistics that are given. kernels/finish-inl.h makes statistics of moments.
 // docs/mathematics.md derives every line.
 #ifndef GROUPNORM_SRC_FOLD_H
 #define GROUPNORM_SRC_FOLD_H

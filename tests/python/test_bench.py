@@ -1,6 +1,7 @@
 """bench/: tables from fixed results, and who is refused or skipped in a comparison."""
 
 import dataclasses
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -245,6 +246,26 @@ def test_nobody_is_timed_if_ours_is_wrong(match):
     arena = dataclasses.replace(arena, bound=1e-9)
     outcome = contest.play(job.case, arena, 0)
     assert outcome.wrong and not outcome.times and not outcome.refused
+
+
+def test_nobody_pays_for_giving_back_the_result_of_another(monkeypatch):
+    now = 0
+
+    class Mapped:
+        def __del__(self):
+            nonlocal now
+            now += 1_000_000
+
+    def call(_tensors):
+        nonlocal now
+        now += 1_000
+        return object()
+
+    monkeypatch.setattr(contest.time, "perf_counter_ns", lambda: now)
+    contestant = contest._Contestant(call, [None, None], [Mapped(), Mapped()])
+    contestant.play(itertools.cycle(range(2)))  # settles in one place and is timed in the other
+    assert contestant.microseconds == [1.0]
+    assert now == 2_002_000  # both results are gone
 
 
 def test_a_missing_rival_is_skipped(match):
