@@ -92,11 +92,6 @@ inline Split split_as(const Call& call, double value) {
   return call.compute == 8 ? split_as<double>(value) : split_as<float>(value);
 }
 
-inline bool any_extreme(const Statistics* statistics, std::int64_t blocks) {
-  return std::any_of(statistics, statistics + blocks,
-                     [](const Statistics& of) { return of.extreme; });
-}
-
 // Up to kMaxLanes numbers of the compute type, with room for a vector behind the last.
 class LaneArray {
  public:
@@ -117,13 +112,6 @@ class LaneArray {
   void repeat(std::int64_t count, std::int64_t copies) {
     const std::int64_t bytes = count * size_;
     for (std::int64_t i = 1; i < copies; ++i) std::copy_n(bytes_, bytes, bytes_ + i * bytes);
-  }
-
-  // Entry i from `from`'s entry (first + i) / length: a row's number for its lanes.
-  void spread(const LaneArray& from, std::int64_t first, std::int64_t count, std::int64_t length) {
-    for (std::int64_t i = 0; i < count; ++i) {
-      std::copy_n(from.bytes_ + (first + i) / length * size_, size_, bytes_ + i * size_);
-    }
   }
 
  private:
@@ -154,17 +142,28 @@ class Coefficients {
     for (LaneArray* const array : {&mean_, &a_, &b_}) array->repeat(count, copies);
   }
 
-  void spread(const Coefficients& from, std::int64_t first, std::int64_t count,
-              std::int64_t length) {
-    mean_.spread(from.mean_, first, count, length);
-    a_.spread(from.a_, first, count, length);
-    b_.spread(from.b_, first, count, length);
-  }
-
  private:
   const Call& call_;
   LaneArray mean_, a_, b_;
 };
+
+// Blocks [blocks, channels, length] of one example, one behind the other: the tensor's index of
+// the first element, its example and its channel.
+struct BlockRange {
+  std::int64_t index, example, channel;
+  std::int64_t blocks, channels, length;
+};
+
+// None of them extreme, and at least a vector each. `next` as in Kernels::ApplyBlocks.
+inline void apply_blocks(const Call& call, const BlockRange& range, const Statistics* statistics,
+                         const Kernels::Runs& next = {}) {
+  const auto kernel = call.spec.param == call.spec.data ? call.kernels.apply_blocks_same
+                                                        : call.kernels.apply_blocks_f32;
+  kernel({call.x(range.index), call.y(range.index), range.blocks, range.channels, range.length,
+          call.param_at(call.args.gamma, range.example, range.channel),
+          call.param_at(call.args.beta, range.example, range.channel), statistics,
+          call.spec.activation, call.store, next});
+}
 
 // `count` elements of one channel, `stride` elements apart, by the scalar double path.
 inline void apply_channel(const Call& call, std::int64_t index, std::int64_t count,

@@ -61,13 +61,13 @@ class Columns {
  public:
   static constexpr std::int64_t kMaxBlocks = kMaxLanes;
   static constexpr bool kCarries = false;
-  static constexpr bool kTakesUnits = false;
 
   explicit Columns(const Call& call) : call_(call), tiles_(call.spec, call.schedule) {}
 
   std::int64_t units() const { return call_.schedule.units; }
   std::int64_t blocks(std::int64_t unit) const { return tiles_.blocks(unit); }
   std::int64_t first_block(std::int64_t unit) const { return tiles_.first_block(unit); }
+  bool whole() const { return false; }
 
   void reduce(std::int64_t unit, std::int64_t chunk, Moments* moments) const {
     const Range rows = chunk_rows(unit, chunk);
@@ -152,14 +152,12 @@ class Columns {
   // By the kernel that makes its coefficients on the way: they would serve these few rows alone.
   void apply_by_runs(Range tile, Range rows, std::int64_t example,
                      const Statistics* statistics) const {
-    const auto kernel = call_.spec.param == call_.spec.data ? call_.kernels.apply_runs_same
-                                                            : call_.kernels.apply_runs_f32;
     const std::int64_t channels = call_.spec.block.channels;
     for (std::int64_t row = rows.begin; row < rows.end; ++row) {
-      const std::int64_t index = row * width() + tile.begin;
-      kernel({call_.x(index), call_.y(index), call_.param_at(call_.args.gamma, example, tile.begin),
-              call_.param_at(call_.args.beta, example, tile.begin), tile.size() / channels,
-              channels, statistics, call_.spec.activation, call_.store});
+      apply_blocks(
+          call_,
+          {row * width() + tile.begin, example, tile.begin, tile.size() / channels, channels, 1},
+          statistics);
     }
   }
 

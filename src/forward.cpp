@@ -36,10 +36,7 @@ class Pass {
     }
     if (!splits(schedule, executor_.threads)) {
       parallel_for(call_, executor_, units, [&](std::int64_t begin, std::int64_t end) {
-        if constexpr (Walk::kTakesUnits) {
-          if (!Walk::kCarries || unit_elements() <= kSmallUnit) return batched(begin, end);
-        }
-        fused(begin, end);
+        walk_.whole() ? whole(begin, end) : fused(begin, end);
       });
       return;
     }
@@ -63,10 +60,6 @@ class Pass {
   }
 
  private:
-  static constexpr std::int64_t kSmallUnit = 4096;  // elements
-  static constexpr std::int64_t kBatch = 16;
-  static constexpr std::int64_t kBatchElements = 32768;  // stay in a core's second-level cache
-
   std::int64_t stride() const { return call_.schedule.blocks_per_unit; }
 
   void add(std::int64_t unit, const Moments* chunk, Moments* total) const {
@@ -92,25 +85,32 @@ class Pass {
     }
   }
 
-  std::int64_t unit_elements() const {
-    const Block& block = call_.spec.block;
-    return block.examples * block.channels * call_.spec.shape.s;
-  }
-
-  // Units of one block and one chunk: a few are reduced before the first is applied, so that the
-  // long latencies of the horizontal sums, divisions and roots of one hide behind the next, and
-  // memory is read for a while before it is written.
-  void batched(std::int64_t begin, std::int64_t end) const {
-    const std::int64_t batch =
-        std::clamp<std::int64_t>(kBatchElements / unit_elements(), 1, kBatch);
-    Moments moments[kBatch];
-    Statistics statistics[kBatch];
-    for (std::int64_t first = begin; first < end; first += batch) {
-      const std::int64_t units = std::min(batch, end - first);
-      walk_.reduce_units(first, units, moments);
-      finish(units, moments, statistics);
-      write_statistics(first, units, statistics);
-      walk_.apply_units(first, units, statistics);
+  // Units [begin, end) of one block, one run and one chunk each.
+  void whole(std::int64_t begin, std::int64_t end) const {
+    const Spec& spec = call_.spec;
+    const Kernels& kernels = call_.kernels;
+    const Forward& args = call_.args;
+    const auto kernel =
+        spec.param == spec.data ? kernels.normalize_blocks_same : kernels.normalize_blocks_f32;
+    const std::int64_t channels = spec.block.channels, groups = spec.shape.c / channels;
+    const std::int64_t run = channels * spec.shape.s;
+    const double least_m2 = trusted_m2(call_, static_cast<double>(run));
+    const auto at = [](double* statistics, std::int64_t unit) {
+      return statistics == nullptr ? nullptr : statistics + unit;
+    };
+    for (std::int64_t unit = begin; unit < end;) {
+      const std::int64_t example = unit / groups, group = unit % groups;
+      const std::int64_t units = std::min(end - unit, groups - group);
+      const std::int64_t done =
+          kernel({call_.x(unit * run), call_.y(unit * run), units, channels, spec.shape.s,
+                  call_.param_at(args.gamma, example, group * channels),
+                  call_.param_at(args.beta, example, group * channels), spec.correction, spec.eps,
+                  spec.center, least_m2, spec.activation, call_.store, at(args.mean, unit),
+                  at(args.rstd, unit)});
+      unit += done;
+      if (done == units) continue;
+      fused(unit, unit + 1);
+      ++unit;
     }
   }
 

@@ -16,6 +16,8 @@ class GradientRows {
   explicit GradientRows(const GradientCall& gradient)
       : gradient_(gradient),
         call_(gradient.call),
+        kernels_(*gradient.call.kernels.gradients),
+        same_(gradient.call.spec.param == gradient.call.spec.data),
         parts_(gradient.call.spec, gradient.call.schedule) {}
 
   std::int64_t chunks() const { return call_.schedule.chunks; }
@@ -23,80 +25,64 @@ class GradientRows {
   std::int64_t first_block(std::int64_t unit) const { return unit; }
 
   void reduce(std::int64_t unit, std::int64_t chunk, const Statistics* statistics) const {
-    parts_.for_each(unit, chunk, [&](const Part& part) {
-      for_each_piece(part, *statistics, [&](const Part& rows, const Coefficients& coefficients) {
-        reduce_rows(rows, *statistics, coefficients);
-      });
-    });
+    parts_.for_each(unit, chunk, [&](const Part& part) { reduce_part(part, *statistics); });
   }
 
   void apply(std::int64_t unit, std::int64_t chunk, const Statistics* statistics,
              const GradientTerms* terms) const {
-    parts_.for_each(unit, chunk, [&](const Part& part) {
-      for_each_piece(part, *statistics, [&](const Part& rows, const Coefficients& coefficients) {
-        apply_rows(rows, *statistics, *terms, coefficients);
-      });
-    });
+    parts_.for_each(unit, chunk, [&](const Part& part) { apply_part(part, *statistics, *terms); });
   }
 
  private:
-  // f(rows of the part, their coefficients), at most kMaxLanes rows at a time.
-  template <class F>
-  void for_each_piece(const Part& part, const Statistics& statistics, F&& f) const {
-    Coefficients coefficients(call_);
-    for (std::int64_t first = 0; first < part.rows; first += kMaxLanes) {
-      Part rows = part;
-      rows.rows = std::min(kMaxLanes, part.rows - first);
-      rows.channel += first;
-      rows.index += first * part.length;
-      coefficients.make(rows.example, rows.channel, 1, rows.rows, &statistics);
-      f(rows, coefficients);
-    }
+  bool by_kernel(const Part& part, bool extreme) const {
+    return !extreme && part.size() >= call_.kernels.lanes;
   }
 
-  bool by_kernel(const Part& rows, bool extreme) const {
-    return !extreme && rows.length >= call_.kernels.lanes;
+  const void* param(const void* data, const Part& part) const {
+    return call_.param_at(data, part.example, part.channel);
   }
 
-  ExtremeGradient row(const Part& rows, std::int64_t r, const Statistics& statistics) const {
-    return gradient_.extreme(rows.index + r * rows.length, rows.length, 1, rows.example,
-                             rows.channel + r, statistics);
+  ExtremeGradient row(const Part& part, std::int64_t r, const Statistics& statistics) const {
+    return gradient_.extreme(part.index + r * part.length, part.length, 1, part.example,
+                             part.channel + r, statistics);
   }
 
-  void reduce_rows(const Part& rows, const Statistics& statistics,
-                   const Coefficients& coefficients) const {
-    const bool kernel = by_kernel(rows, statistics.extreme);
+  void reduce_part(const Part& part, const Statistics& statistics) const {
+    const bool kernel = by_kernel(part, statistics.extreme);
     // One behind the other: a row that comes in pieces comes alone.
     GradientSums* const sums =
-        gradient_.sums + gradient_.map.index(rows.example, rows.channel, rows.piece);
+        gradient_.sums + gradient_.map.index(part.example, part.channel, part.piece);
     if (kernel) {
-      call_.kernels.gradients->reduce_rows({call_.x(rows.index), gradient_.dy(rows.index),
-                                            rows.rows, rows.length,
-                                            split_as(call_, statistics.mean).hi, coefficients.a(),
-                                            coefficients.b(), call_.spec.activation, sums});
+      const auto reduce_rows = same_ ? kernels_.reduce_rows_same : kernels_.reduce_rows_f32;
+      reduce_rows({call_.x(part.index), gradient_.dy(part.index), part.rows, part.length,
+                   param(call_.args.gamma, part), param(call_.args.beta, part), statistics,
+                   call_.spec.activation, sums});
     }
-    for (std::int64_t r = 0; r < rows.rows; ++r) {
-      if (!kernel || !sound(sums[r])) sums[r] = extreme_gradient_sums(row(rows, r, statistics));
+    for (std::int64_t r = 0; r < part.rows; ++r) {
+      if (!kernel || !sound(sums[r])) sums[r] = extreme_gradient_sums(row(part, r, statistics));
     }
   }
 
-  void apply_rows(const Part& rows, const Statistics& statistics, const GradientTerms& terms,
-                  const Coefficients& coefficients) const {
-    if (by_kernel(rows, terms.extreme)) {
-      call_.kernels.gradients->apply_rows(
-          {call_.x(rows.index), gradient_.dy(rows.index), gradient_.dx(rows.index), rows.rows,
-           rows.length, split_as(call_, statistics.mean).hi, coefficients.a(), coefficients.b(),
-           terms.shift, terms.slope, call_.spec.activation, call_.store});
+  void apply_part(const Part& part, const Statistics& statistics,
+                  const GradientTerms& terms) const {
+    if (by_kernel(part, terms.extreme)) {
+      const auto apply_rows = same_ ? kernels_.apply_rows_same : kernels_.apply_rows_f32;
+      apply_rows({call_.x(part.index), gradient_.dy(part.index), gradient_.dx(part.index),
+                  part.rows, part.length, param(call_.args.gamma, part),
+                  param(call_.args.beta, part), statistics, terms, call_.spec.activation,
+                  call_.store});
       return;
     }
-    for (std::int64_t r = 0; r < rows.rows; ++r) {
-      extreme_gradient_apply(row(rows, r, statistics), terms.shift, terms.slope,
-                             gradient_.dx(rows.index + r * rows.length));
+    for (std::int64_t r = 0; r < part.rows; ++r) {
+      extreme_gradient_apply(row(part, r, statistics), terms.shift, terms.slope,
+                             gradient_.dx(part.index + r * part.length));
     }
   }
 
   const GradientCall& gradient_;
   const Call& call_;
+  const GradientKernels& kernels_;
+  bool same_;  // gamma and beta are of the data's dtype
   RowParts parts_;
 };
 

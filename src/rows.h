@@ -78,14 +78,19 @@ class Rows {
 
  public:
   static constexpr std::int64_t kMaxBlocks = 1;
-  static constexpr bool kCarries = true;     // has apply_and_reduce
-  static constexpr bool kTakesUnits = true;  // has reduce_units, apply_units
+  static constexpr bool kCarries = true;  // has apply_and_reduce
 
   explicit Rows(const Call& call) : call_(call), parts_(call.spec, call.schedule) {}
 
   std::int64_t units() const { return call_.schedule.units; }
   std::int64_t blocks(std::int64_t) const { return 1; }
   std::int64_t first_block(std::int64_t unit) const { return unit; }
+  // Whether every unit is one run of one chunk, for Kernels::normalize_blocks.
+  bool whole() const {
+    const auto& block = call_.spec.block;
+    return block.examples == 1 && call_.schedule.chunks == 1 &&
+           block.channels * call_.spec.shape.s >= call_.kernels.lanes;
+  }
 
   void reduce(std::int64_t unit, std::int64_t chunk, Moments* moments) const {
     *moments = {};
@@ -98,33 +103,6 @@ class Rows {
     parts_.for_each(unit, chunk, [&](const Part& part) { apply_part(part, *statistics, {}); });
   }
 
-  // Units [first, first + count), of one chunk each.
-  void reduce_units(std::int64_t first, std::int64_t count, Moments* moments) const {
-    if (call_.spec.block.examples == 1) {
-      const std::int64_t run = call_.spec.block.channels * call_.spec.shape.s;
-      return run_moments(call_, first * run, count, run, moments);
-    }
-    for (std::int64_t i = 0; i < count; ++i) reduce(first + i, 0, moments + i);
-  }
-
-  void apply_units(std::int64_t first, std::int64_t count, const Statistics* statistics) const {
-    const auto [examples, channels] = call_.spec.block;
-    const std::int64_t s = call_.spec.shape.s, groups = call_.spec.shape.c / channels;
-    if (examples > 1 || channels > kMaxLanes || channels * s < call_.kernels.lanes ||
-        any_extreme(statistics, count)) {
-      for (std::int64_t i = 0; i < count; ++i) apply(first + i, 0, statistics + i);
-      return;
-    }
-    Coefficients coefficients(call_);
-    for (std::int64_t i = 0; i < count;) {
-      const std::int64_t example = (first + i) / groups, group = (first + i) % groups;
-      const std::int64_t some = std::min({count - i, groups - group, kMaxLanes / channels});
-      coefficients.make(example, group * channels, some, channels, statistics + i);
-      apply_rows(coefficients, (first + i) * channels * s, some * channels, s, {});
-      i += some;
-    }
-  }
-
   // Applies a chunk while it reduces the same chunk of unit `next`.
   void apply_and_reduce(std::int64_t unit, std::int64_t chunk, const Statistics* statistics,
                         std::int64_t next, Moments* moments) const {
@@ -132,7 +110,7 @@ class Rows {
     *moments = {};
     parts_.for_each(unit, chunk, [&](const Part& part) {
       const std::int64_t index = part.index + ahead;
-      const bool carried = by_rows(part, *statistics);
+      const bool carried = by_kernel(part, *statistics);
       Moments run;
       apply_part(part, *statistics,
                  carried ? Kernels::Runs{call_.x(index), 1, part.size(), &run} : Kernels::Runs{});
@@ -143,51 +121,21 @@ class Rows {
   }
 
  private:
-  // Whether the kernel for rows takes the part.
-  bool by_rows(const Part& part, const Statistics& statistics) const {
-    return !statistics.extreme && part.length >= call_.kernels.lanes;
+  // Whether the kernel takes the part.
+  bool by_kernel(const Part& part, const Statistics& statistics) const {
+    return !statistics.extreme && part.size() >= call_.kernels.lanes;
   }
 
-  // `next` is reduced too where by_rows says so.
+  // Reduces `next` too where by_kernel says so.
   void apply_part(const Part& part, const Statistics& statistics, Kernels::Runs next) const {
-    if (statistics.extreme || part.size() < call_.kernels.lanes) {
-      for (std::int64_t r = 0; r < part.rows; ++r) {
-        apply_channel(call_, part.index + r * part.length, part.length, 1, part.example,
-                      part.channel + r, statistics);
-      }
-      return;
+    if (by_kernel(part, statistics)) {
+      return apply_blocks(call_,
+                          {part.index, part.example, part.channel, 1, part.rows, part.length},
+                          &statistics, next);
     }
-    Coefficients coefficients(call_);
-    const std::int64_t pieces = ceil_div(part.rows, kMaxLanes);
-    for (std::int64_t p = 0; p < pieces; ++p) {
-      const Range rows = share(p, pieces, part.rows);
-      coefficients.make(part.example, part.channel + rows.begin, 1, rows.size(), &statistics);
-      apply_rows(coefficients, part.index + rows.begin * part.length, rows.size(), part.length,
-                 p == 0 ? next : Kernels::Runs{});
-    }
-  }
-
-  // Rows from `index` on, at most kMaxLanes of them; `next` where they are at least a vector long.
-  void apply_rows(const Coefficients& coefficients, std::int64_t index, std::int64_t rows,
-                  std::int64_t length, Kernels::Runs next) const {
-    if (length < call_.kernels.lanes) return apply_short_rows(coefficients, index, rows, length);
-    call_.kernels.apply_rows({call_.x(index), call_.y(index), rows, length, coefficients.mean(),
-                              coefficients.a(), coefficients.b(), call_.spec.activation,
-                              call_.store, next});
-  }
-
-  // Rows shorter than a vector, as rows of lanes that each have their own coefficients.
-  void apply_short_rows(const Coefficients& coefficients, std::int64_t index, std::int64_t rows,
-                        std::int64_t length) const {
-    Coefficients lanes(call_);
-    const std::int64_t elements = rows * length;
-    const std::int64_t pieces = ceil_div(elements, kMaxLanes);
-    for (std::int64_t p = 0; p < pieces; ++p) {
-      const Range some = share(p, pieces, elements);
-      lanes.spread(coefficients, some.begin, some.size(), length);
-      call_.kernels.apply_lanes({call_.x(index + some.begin), call_.y(index + some.begin), 1, 0,
-                                 some.size(), lanes.mean(), lanes.a(), lanes.b(),
-                                 call_.spec.activation, Store::cached});
+    for (std::int64_t r = 0; r < part.rows; ++r) {
+      apply_channel(call_, part.index + r * part.length, part.length, 1, part.example,
+                    part.channel + r, statistics);
     }
   }
 

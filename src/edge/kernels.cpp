@@ -5,6 +5,7 @@
 // Highway reads it.
 #include "kernels/apply-inl.h"
 #include "kernels/finish-inl.h"
+#include "kernels/normalize-inl.h"
 #include "kernels/reduce-inl.h"
 
 #include <hwy/highway.h>
@@ -25,10 +26,11 @@ constexpr Kernels kFloat{kName,
                          Finish<float>,
                          Coefficients<float, float>,
                          Coefficients<float, float>,
-                         ApplyRows<float>,
+                         ApplyBlocks<float, float>,
+                         ApplyBlocks<float, float>,
+                         NormalizeBlocks<float, float>,
+                         NormalizeBlocks<float, float>,
                          ApplyLanes<float>,
-                         ApplyRuns<float, float>,
-                         ApplyRuns<float, float>,
                          Flush,
                          nullptr};
 

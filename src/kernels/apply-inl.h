@@ -61,34 +61,39 @@ HWY_INLINE bool AreShortRows(D, std::int64_t length) {
   return length < kShortRow * kLanes && length % kLanes != 0;
 }
 
-// f(i, kVectors, terms) for one or two vectors from element i on, until all of [rows, length] is
-// done but an end that fills no vector: `tail` is for the vector that ends with it. Each row's
-// terms are asked for once, by terms_of(row). A vector where a row ends has the terms of both: so
-// rows of 49 take three vectors of 16 and not four, and those stay aligned.
-template <class D, class TermsOf, class F, class Tail>
+// f(i, kVectors, terms) for one or two vectors from element i on of [rows, length], at least a
+// vector in all; the last may reach beyond the end, and then stands for the one that ends there. A
+// vector in which rows end has the terms of all of them: so rows of 49 take three vectors of 16 and
+// not four, and those stay aligned.
+template <class D, class TermsOf, class F>
 HWY_INLINE void ForShortRows(D, std::int64_t rows, std::int64_t length, const TermsOf& terms_of,
-                             const F& f, const Tail& tail) {
+                             const F& f) {
   constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(D()));
   constexpr std::integral_constant<int, 1> kOne;
   constexpr std::integral_constant<int, 2> kTwo;
+  const std::int64_t count = rows * length;
+  std::int64_t row = 0, end = length, i = 0;
   auto terms = terms_of(0);
-  std::int64_t i = 0;
-  for (std::int64_t r = 1;; ++r) {
-    const std::int64_t end = r * length;
+  // Of the vector at `first`, as `row` has what lies before it; then `row` has its last element.
+  const auto mixed = [&](std::int64_t first) HWY_ATTR {
+    auto mix = terms;
+    while (end < first + kLanes) {
+      terms = terms_of(++row);
+      mix = mix.Until(end - first, terms);
+      end += length;
+    }
+    return mix;
+  };
+  for (; i + kLanes <= count; i += kLanes) {
     for (; i + 2 * kLanes <= end; i += 2 * kLanes) f(i, kTwo, terms);
-    if (i + kLanes <= end) {
-      f(i, kOne, terms);
-      i += kLanes;
-    }
-    if (r == rows) break;
-    const auto next = terms_of(r);
-    if (i < end) {
-      f(i, kOne, terms.Until(end - i, next));
-      i += kLanes;
-    }
-    terms = next;
+    if (i + kLanes > count) break;
+    f(i, kOne, mixed(i));
   }
-  if (i < rows * length) tail(terms);
+  if (i == count) return;
+  row = (count - kLanes) / length;
+  end = (row + 1) * length;
+  terms = terms_of(row);
+  f(i, kOne, mixed(count - kLanes));
 }
 
 template <class Act, class D, class V, class Terms>
@@ -116,6 +121,104 @@ template <class P, class D>
 HWY_INLINE hn::Vec<D> LoadParam(D d, const void* param, std::int64_t i, hn::TFromD<D> missing) {
   return param == nullptr ? hn::Set(d, missing) : LoadAs(d, static_cast<const P*>(param) + i);
 }
+
+// Without digits of a NaN that T has not got.
+template <class T, class P, class D, class V>
+HWY_INLINE V CleanParam(D d, V param) {
+  if constexpr (std::is_same_v<P, T>) return param;
+  return Clean<T>(d, param);
+}
+
+// The rstd of one block as a factor. Its products with an f32 are rounded once, but for 2^-12 ulp:
+// both are cut in halves of 12 bits, whose products are exact (Dekker, "A floating-point technique
+// for extending the available precision", 1971).
+template <class D>
+class Factor {
+  using C = hn::TFromD<D>;
+  using V = hn::Vec<D>;
+
+ public:
+  HWY_INLINE Factor(D d, double value) {
+    const Split split = split_as<C>(value);
+    upper_ = hn::Set(d, static_cast<C>(split.hi));
+    if constexpr (sizeof(C) == 4) upper_ = UpperHalf(d, upper_);
+    lower_ =
+        hn::Set(d, static_cast<C>(split.hi + split.lo - static_cast<double>(hn::GetLane(upper_))));
+  }
+
+  HWY_INLINE V Times(D d, V v) const {
+    if constexpr (sizeof(C) == 8) return hn::Mul(v, upper_);
+    const V upper = UpperHalf(d, v);
+    const V rest = hn::MulAdd(hn::Sub(v, upper), upper_, hn::Mul(v, lower_));
+    return hn::MulAdd(upper, upper_, rest);
+  }
+
+ private:
+  static HWY_INLINE V UpperHalf(D d, V v) {
+    return hn::And(v, hn::BitCast(d, hn::Set(hn::RebindToUnsigned<D>(), 0xFFFFF000U)));
+  }
+
+  V upper_, lower_;
+};
+
+// What the statistics of one block make of gamma and beta.
+template <class T>
+class BlockTerms {
+  using C = Compute<T>;
+  using D = hn::ScalableTag<C>;
+  using V = hn::Vec<D>;
+
+ public:
+  HWY_INLINE explicit BlockTerms(const Statistics& statistics)
+      : BlockTerms(split_as<C>(statistics.mean), statistics.rstd) {}
+
+  // Clean parameters -> clean terms.
+  HWY_INLINE Affine<V> Of(V gamma, V beta) const {
+    const D d;
+    const V a = rstd_.Times(d, gamma);
+    return {mean_, a, hn::NegMulAdd(mean_lo_, a, beta)};
+  }
+
+ private:
+  HWY_INLINE BlockTerms(Split mean, double rstd)
+      : mean_(hn::Set(D(), static_cast<C>(mean.hi))),
+        mean_lo_(hn::Set(D(), static_cast<C>(mean.lo))),
+        rstd_(D(), rstd) {}
+
+  V mean_, mean_lo_;
+  Factor<D> rstd_;
+};
+
+// A gamma and a beta for each row, made into its terms when its turn comes. Made beforehand, in
+// memory, they would be read while the stores of the y before them still wait for memory, and wait
+// with those.
+template <class T, class P>
+class PerRow {
+  using C = Compute<T>;
+  using D = hn::ScalableTag<C>;
+  using V = hn::Vec<D>;
+
+ public:
+  // gamma and beta from entry `first` on; null stands for 1 and 0.
+  HWY_INLINE PerRow(const void* gamma, const void* beta, std::int64_t first,
+                    const Statistics& statistics)
+      : terms_(statistics), gamma_(gamma), beta_(beta), first_(first) {}
+
+  HWY_INLINE Affine<V> operator()(std::int64_t row) const {
+    return terms_.Of(OfRow(gamma_, first_ + row, C{1}), OfRow(beta_, first_ + row, C{0}));
+  }
+
+ private:
+  static HWY_INLINE V OfRow(const void* param, std::int64_t i, C missing) {
+    if (param == nullptr) return hn::Set(D(), missing);
+    return CleanParam<T, P>(D(), hn::Set(D(), LoadOne(static_cast<const P*>(param) + i)));
+  }
+
+  BlockTerms<T> terms_;
+  const void* gamma_;
+  const void* beta_;
+  std::int64_t first_;
+};
 
 // One rstd, and a gamma and a beta for each element. rstd is the sum of two numbers and shift =
 // -(the rest of the mean) * rstd: xhat is rounded once, as a is.
@@ -146,13 +249,13 @@ class PerElement {
 
   HWY_INLINE Params At(std::int64_t i) const {
     const D d;
-    return {CleanParam(LoadParam<P>(d, gamma_, i, C{1})),
-            CleanParam(LoadParam<P>(d, beta_, i, C{0}))};
+    return {CleanParam<T, P>(d, LoadParam<P>(d, gamma_, i, C{1})),
+            CleanParam<T, P>(d, LoadParam<P>(d, beta_, i, C{0}))};
   }
   HWY_INLINE Pair<Params> PairAt(std::int64_t i) const {
     const Pair<V> gamma = ParamPair(gamma_, i, C{1}), beta = ParamPair(beta_, i, C{0});
-    return {{CleanParam(gamma.v0), CleanParam(beta.v0)},
-            {CleanParam(gamma.v1), CleanParam(beta.v1)}};
+    return {{CleanParam<T, P>(D(), gamma.v0), CleanParam<T, P>(D(), beta.v0)},
+            {CleanParam<T, P>(D(), gamma.v1), CleanParam<T, P>(D(), beta.v1)}};
   }
   HWY_INLINE PerElement From(std::int64_t i) const {
     PerElement from = *this;
@@ -173,11 +276,6 @@ class PerElement {
  private:
   static HWY_INLINE const P* From(const void* param, std::int64_t i) {
     return param == nullptr ? nullptr : static_cast<const P*>(param) + i;
-  }
-
-  static HWY_INLINE V CleanParam(V param) {
-    if constexpr (std::is_same_v<P, T>) return param;
-    return Clean<T>(D(), param);
   }
 
   static HWY_INLINE Pair<V> ParamPair(const P* param, std::int64_t i, C missing) {
@@ -235,88 +333,112 @@ HWY_INLINE void ApplyRow(D d, const T* x, T* y, std::int64_t count, const Terms&
     ApplyFours<kStore, Act>(d, x, y, lines.begin, lines.end, terms, sums);
     return cached(lines.end, count);
   }
+  // The vector that ends with the row, from before anything of it is stored.
   const auto last = LoadAs(d, x + count - lanes);
-  std::int64_t i = ApplyFours<kStore, Act>(d, x, y, 0, count, terms, sums);
-  for (; i + lanes <= count; i += lanes) {
-    StoreAs<Store::cached>(d, Normalize<Act>(d, LoadAs(d, x + i), terms, terms.At(i)), y + i);
+  for (std::int64_t i = ApplyFours<kStore, Act>(d, x, y, 0, count, terms, sums); i < count;
+       i += lanes) {
+    const bool whole = i + lanes <= count;
+    const std::int64_t at = whole ? i : count - lanes;
+    const auto vx = whole ? LoadAs(d, x + i) : last;
+    StoreAs<Store::cached>(d, Normalize<Act>(d, vx, terms, terms.At(at)), y + at);
   }
-  if (i == count) return;
-  StoreAs<Store::cached>(d, Normalize<Act>(d, last, terms, terms.At(count - lanes)),
-                         y + count - lanes);
 }
 
-template <class T>
-struct RowsOf {
+template <class Act, class T, class TermsOf>
+HWY_INLINE void ApplyShortRows(const T* x, T* y, std::int64_t rows, std::int64_t length,
+                               const TermsOf& terms_of) {
+  const hn::ScalableTag<Compute<T>> d;
+  using Terms = Affine<hn::Vec<decltype(d)>>;
+  const std::int64_t end = rows * length - static_cast<std::int64_t>(hn::Lanes(d));
+  const auto last = LoadAs(d, x + end);
+  ForShortRows(
+      d, rows, length, terms_of, [&](std::int64_t i, auto vectors, const Terms& terms) HWY_ATTR {
+        if constexpr (vectors == 2) {
+          StorePair<Store::cached>(d, NormalizePair<Act>(d, LoadPair(d, x + i), terms, i), y + i);
+        } else {
+          const auto vx = i <= end ? LoadAs(d, x + i) : last;
+          StoreAs<Store::cached>(d, Normalize<Act>(d, vx, terms, {}), y + std::min(i, end));
+        }
+      });
+}
+
+template <class Act, Store kStore, class T, class TermsOf, class Sums>
+HWY_INLINE void ApplyLongRows(const T* x, T* y, std::int64_t rows, std::int64_t length,
+                              const TermsOf& terms_of, Sums& sums) {
+  const hn::ScalableTag<Compute<T>> d;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    ApplyRow<T, Act, kStore>(d, x + r * length, y + r * length, length, terms_of(r), sums);
+  }
+}
+
+// Blocks x, y [blocks, channels, length], as ApplyBlocks and NormalizeBlocks have them.
+template <class T, class P, class Args>
+class Blocks {
+ public:
+  HWY_INLINE explicit Blocks(const Args& args) : args_(args), size_(args.channels * args.length) {}
+
+  HWY_INLINE std::int64_t size() const { return size_; }
+  HWY_INLINE const T* x(std::int64_t block) const {
+    return static_cast<const T*>(args_.x) + block * size_;
+  }
+
+  // Whether another loop can be carried along: rows are long enough to be taken one by one.
+  HWY_INLINE bool carry() const {
+    return args_.length > 1 && !AreShortRows(hn::ScalableTag<Compute<T>>(), args_.length);
+  }
+
   template <class Act, Store kStore>
-  static void Run(const Kernels::ApplyRows& args) {
-    if (args.next.x == nullptr) {
-      NoSums none;
-      return Apply<Act, kStore>(args, none);
+  HWY_INLINE void Apply(std::int64_t block, const Statistics& statistics) const {
+    const hn::ScalableTag<Compute<T>> d;
+    NoSums none;
+    if (args_.length == 1) {
+      const PerElement<T, P> terms(args_.gamma, args_.beta, block * size_, statistics);
+      return ApplyRow<T, Act, kStore>(d, x(block), y(block), size_, terms, none);
     }
-    RunSums<T> sums(static_cast<const T*>(args.next.x), args.next.count);
-    Apply<Act, kStore>(args, sums);
-    *args.next.moments = sums.Finish();
+    if (carry()) return Apply<Act, kStore>(block, statistics, none);
+    ApplyShortRows<Act>(x(block), y(block), args_.channels, args_.length,
+                        TermsOf(block, statistics));
+  }
+
+  // With `sums` carried along, where carry() says so.
+  template <class Act, Store kStore, class Sums>
+  HWY_INLINE void Apply(std::int64_t block, const Statistics& statistics, Sums& sums) const {
+    ApplyLongRows<Act, kStore>(x(block), y(block), args_.channels, args_.length,
+                               TermsOf(block, statistics), sums);
   }
 
  private:
-  using C = Compute<T>;
-  using D = hn::ScalableTag<C>;
-  using V = hn::Vec<D>;
-
-  static HWY_INLINE Affine<V> TermsOf(const Kernels::ApplyRows& args, std::int64_t row) {
-    const auto of = [&](const void* p)
-                        HWY_ATTR { return hn::Set(D(), static_cast<const C*>(p)[row]); };
-    return {of(args.mean), of(args.a), of(args.b)};
+  HWY_INLINE T* y(std::int64_t block) const { return static_cast<T*>(args_.y) + block * size_; }
+  HWY_INLINE PerRow<T, P> TermsOf(std::int64_t block, const Statistics& statistics) const {
+    return {args_.gamma, args_.beta, block * args_.channels, statistics};
   }
 
-  template <class Act, Store kStore, class Sums>
-  static HWY_INLINE void Apply(const Kernels::ApplyRows& args, Sums& sums) {
-    const T* const x = static_cast<const T*>(args.x);
-    T* const y = static_cast<T*>(args.y);
-    if (AreShortRows(D(), args.length)) return ApplyShort<Act>(args, x, y, sums);
-    for (std::int64_t r = 0; r < args.rows; ++r) {
-      const std::int64_t at = r * args.length;
-      ApplyRow<T, Act, kStore>(D(), x + at, y + at, args.length, TermsOf(args, r), sums);
-    }
-  }
-
-  template <class Act, class Sums>
-  static HWY_INLINE void ApplyShort(const Kernels::ApplyRows& args, const T* x, T* y, Sums& sums) {
-    const D d;
-    const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-    const std::int64_t end = args.rows * args.length - lanes;
-    const auto last = LoadAs(d, x + end);
-    // A step of RunSums is as long as a row may be.
-    const std::int64_t rows_a_step = kShortRow * lanes / args.length;
-    const auto terms_of = [&](std::int64_t r) HWY_ATTR {
-      if (r % rows_a_step == 0) sums.Step();
-      return TermsOf(args, r);
-    };
-    const auto apply = [&](std::int64_t i, auto vectors, const Affine<V>& terms) HWY_ATTR {
-      if constexpr (vectors == 2) {
-        StorePair<Store::cached>(d, NormalizePair<Act>(d, LoadPair(d, x + i), terms, i), y + i);
-      } else {
-        StoreAs<Store::cached>(d, Normalize<Act>(d, LoadAs(d, x + i), terms, {}), y + i);
-      }
-    };
-    ForShortRows(d, args.rows, args.length, terms_of, apply, [&](const Affine<V>& terms) HWY_ATTR {
-      StoreAs<Store::cached>(d, Normalize<Act>(d, last, terms, {}), y + end);
-    });
-  }
+  const Args& args_;
+  std::int64_t size_;  // of a block
 };
 
 template <class T, class P>
-struct RunsOf {
+struct BlocksOf {
   template <class Act, Store kStore>
-  static void Run(const Kernels::ApplyRuns& args) {
-    const hn::ScalableTag<Compute<T>> d;
-    NoSums none;
-    for (std::int64_t r = 0; r < args.runs; ++r) {
-      const std::int64_t at = r * args.count;
-      const PerElement<T, P> terms(args.gamma, args.beta, at, args.statistics[r]);
-      ApplyRow<T, Act, kStore>(d, static_cast<const T*>(args.x) + at, static_cast<T*>(args.y) + at,
-                               args.count, terms, none);
+  static void Run(const Kernels::ApplyBlocks& args) {
+    const Blocks<T, P, Kernels::ApplyBlocks> blocks(args);
+    if (args.next.x != nullptr && args.blocks == 1 && blocks.carry()) {
+      return Carry<Act, kStore>(args, blocks);
     }
+    for (std::int64_t b = 0; b < args.blocks; ++b) {
+      blocks.template Apply<Act, kStore>(b, args.statistics[b]);
+    }
+    if (args.next.x != nullptr) ReduceRuns<T>(args.next);
+  }
+
+ private:
+  // By itself: with other loops around, a compiler keeps the sums in memory.
+  template <class Act, Store kStore>
+  static HWY_NOINLINE void Carry(const Kernels::ApplyBlocks& args,
+                                 const Blocks<T, P, Kernels::ApplyBlocks>& blocks) {
+    RunSums<T> sums(static_cast<const T*>(args.next.x), args.next.count);
+    blocks.template Apply<Act, kStore>(0, args.statistics[0], sums);
+    *args.next.moments = sums.Finish();
   }
 };
 
@@ -388,15 +510,16 @@ struct LanesOf {
 
 // One instance of F::Run for each activation and store.
 template <class F, Store kStore, class Args>
-void DispatchActivation(const Args& args) {
+auto DispatchActivation(const Args& args) {
   switch (args.activation) {
-    case Activation::none: return F::template Run<None, kStore>(args);
+    case Activation::none: break;
     case Activation::relu: return F::template Run<Relu, kStore>(args);
     case Activation::silu: return F::template Run<Silu, kStore>(args);
     case Activation::gelu: return F::template Run<Gelu, kStore>(args);
     case Activation::gelu_tanh: return F::template Run<GeluTanh, kStore>(args);
     case Activation::hard_swish: return F::template Run<HardSwish, kStore>(args);
   }
+  return F::template Run<None, kStore>(args);
 }
 
 // What Kernels::flush says.
@@ -405,11 +528,11 @@ inline void Flush() {
 }
 
 template <class F, class Args>
-void DispatchStore(const Args& args, Store store) {
+auto DispatchStore(const Args& args, Store store) {
   if constexpr (kStreams) {
     if (store == Store::streaming) return DispatchActivation<F, Store::streaming>(args);
   }
-  DispatchActivation<F, Store::cached>(args);
+  return DispatchActivation<F, Store::cached>(args);
 }
 
 // Every row begins on a vector where the first two do; else none of them streams.
@@ -420,49 +543,15 @@ HWY_INLINE Store StoreOfLanes(Store store, const void* first, std::int64_t strid
   return ToAligned(d, p) == 0 && ToAligned(d, p + stride) == 0 ? store : Store::cached;
 }
 
-template <class T>
-void ApplyRows(const Kernels::ApplyRows& args) {
-  DispatchStore<RowsOf<T>>(args, args.store);
+template <class T, class P>
+void ApplyBlocks(const Kernels::ApplyBlocks& args) {
+  DispatchStore<BlocksOf<T, P>>(args, args.store);
 }
 
 template <class T>
 void ApplyLanes(const Kernels::ApplyLanes& args) {
   DispatchStore<LanesOf<T>>(args, StoreOfLanes<T>(args.store, args.y, args.stride));
 }
-
-template <class T, class P>
-void ApplyRuns(const Kernels::ApplyRuns& args) {
-  DispatchStore<RunsOf<T, P>>(args, args.store);
-}
-
-// The rstd of one block as a factor. Its products with an f32 are rounded once, but for 2^-12 ulp:
-// both are cut in halves of 12 bits, whose products are exact (Dekker, "A floating-point technique
-// for extending the available precision", 1971).
-template <class D>
-class Factor {
-  using C = hn::TFromD<D>;
-  using V = hn::Vec<D>;
-
- public:
-  HWY_INLINE Factor(D d, double value) : upper_(hn::Set(d, static_cast<C>(value))) {
-    if constexpr (sizeof(C) == 4) upper_ = UpperHalf(d, upper_);
-    lower_ = hn::Set(d, static_cast<C>(value - static_cast<double>(hn::GetLane(upper_))));
-  }
-
-  HWY_INLINE V Times(D d, V v) const {
-    if constexpr (sizeof(C) == 8) return hn::Mul(v, upper_);
-    const V upper = UpperHalf(d, v);
-    const V rest = hn::MulAdd(hn::Sub(v, upper), upper_, hn::Mul(v, lower_));
-    return hn::MulAdd(upper, upper_, rest);
-  }
-
- private:
-  static HWY_INLINE V UpperHalf(D d, V v) {
-    return hn::And(v, hn::BitCast(d, hn::Set(hn::RebindToUnsigned<D>(), 0xFFFFF000U)));
-  }
-
-  V upper_, lower_;
-};
 
 // gamma or beta for vectors that begin at entries [0, end): what of them lies behind the last of
 // `readable` entries is 0, and not read. Null stays null.
@@ -500,18 +589,14 @@ void Coefficients(const Kernels::Coefficients& args) {
   const Param<P, kLanes> gamma(args.gamma, args.readable, count);
   const Param<P, kLanes> beta(args.beta, args.readable, count);
   for (std::int64_t block = 0; block < args.blocks; ++block) {
-    const Statistics& statistics = args.statistics[block];
-    const Split mean = split_as<C>(statistics.mean);
-    const auto mean_hi = hn::Set(d, static_cast<C>(mean.hi));
-    const auto mean_lo = hn::Set(d, static_cast<C>(mean.lo));
-    const Factor<decltype(d)> rstd(d, statistics.rstd);
+    const BlockTerms<T> terms(args.statistics[block]);
     const std::int64_t end = (block + 1) * channels;
     for (std::int64_t i = end - channels; i < end; i += kLanes) {
-      const auto a = Clean<T>(d, rstd.Times(d, LoadParam<P>(d, gamma.From(i), 0, C{1})));
-      const auto b = hn::NegMulAdd(mean_lo, a, LoadParam<P>(d, beta.From(i), 0, C{0}));
-      hn::StoreU(mean_hi, d, to_mean + i);
-      hn::StoreU(a, d, to_a + i);
-      hn::StoreU(Clean<T>(d, b), d, to_b + i);
+      const auto of = terms.Of(CleanParam<T, P>(d, LoadParam<P>(d, gamma.From(i), 0, C{1})),
+                               CleanParam<T, P>(d, LoadParam<P>(d, beta.From(i), 0, C{0})));
+      hn::StoreU(of.mean, d, to_mean + i);
+      hn::StoreU(of.a, d, to_a + i);
+      hn::StoreU(of.b, d, to_b + i);
     }
   }
 }

@@ -113,19 +113,36 @@ HWY_INLINE GradientSums SumRow(D d, const T* x, const T* dy, std::int64_t count,
   return sums.total();
 }
 
-template <class T>
+// The sums of a row that fills no vector, of elements [at, at + count) among [total]: what a vector
+// has of other rows is left out.
+template <class T, class Act, class D>
+HWY_INLINE GradientSums SumShortRow(D d, const T* x, const T* dy, std::int64_t at,
+                                    std::int64_t count, std::int64_t total,
+                                    const Affine<hn::Vec<D>>& terms) {
+  const std::int64_t first = std::min(at, total - static_cast<std::int64_t>(hn::Lanes(d)));
+  const auto before = hn::FirstN(d, static_cast<std::size_t>(at - first));
+  const auto until = hn::FirstN(d, static_cast<std::size_t>(at - first + count));
+  const auto own = hn::AndNot(before, until);
+  const auto d_mean = hn::IfThenElseZero(own, hn::Sub(LoadAs(d, x + first), terms.mean));
+  const auto all_dz = Act::Gradient(d, terms.Z(d_mean, {}), LoadAs(d, dy + first));
+  const auto dz = hn::IfThenElseZero(own, all_dz);
+  return {SumLanes(d, dz), SumLanes(d, hn::Mul(dz, d_mean))};
+}
+
+template <class T, class P>
 struct ReduceRowsOf {
   template <class Act, Store>
   static void Run(const GradientKernels::ReduceRows& args) {
-    using C = Compute<T>;
-    const hn::ScalableTag<C> d;
-    const auto mean = hn::Set(d, static_cast<C>(args.mean));
+    const hn::ScalableTag<Compute<T>> d;
+    const T* const x = static_cast<const T*>(args.x);
+    const T* const dy = static_cast<const T*>(args.dy);
+    const std::int64_t total = args.rows * args.length;
+    const bool fill = args.length >= static_cast<std::int64_t>(hn::Lanes(d));
+    const PerRow<T, P> terms_of(args.gamma, args.beta, 0, args.statistics);
     for (std::int64_t r = 0; r < args.rows; ++r) {
       const std::int64_t at = r * args.length;
-      const Affine<hn::Vec<decltype(d)>> terms{mean, hn::Set(d, static_cast<const C*>(args.a)[r]),
-                                               hn::Set(d, static_cast<const C*>(args.b)[r])};
-      args.sums[r] = SumRow<T, Act>(d, static_cast<const T*>(args.x) + at,
-                                    static_cast<const T*>(args.dy) + at, args.length, terms);
+      args.sums[r] = fill ? SumRow<T, Act>(d, x + at, dy + at, args.length, terms_of(r))
+                          : SumShortRow<T, Act>(d, x, dy, at, args.length, total, terms_of(r));
     }
   }
 };
@@ -312,26 +329,19 @@ HWY_INLINE void DxRow(D d, const T* x, const T* dy, T* dx, std::int64_t count, c
   StoreAs<Store::cached>(d, at(count - lanes, last_x, last_dy), dx + count - lanes);
 }
 
-template <class T>
-class DxRowsOf {
-  using C = Compute<T>;
-  using D = hn::ScalableTag<C>;
-  using V = hn::Vec<D>;
-
- public:
+template <class T, class P>
+struct DxRowsOf {
   template <class Act, Store kStore>
   static void Run(const GradientKernels::ApplyRows& args) {
-    const D d;
+    using C = Compute<T>;
+    const hn::ScalableTag<C> d;
+    using V = hn::Vec<decltype(d)>;
     const T* const x = static_cast<const T*>(args.x);
     const T* const dy = static_cast<const T*>(args.dy);
     T* const dx = static_cast<T*>(args.dx);
-    const auto shift = hn::Set(d, static_cast<C>(args.shift));
-    const auto slope = hn::Set(d, static_cast<C>(args.slope));
-    const auto mean = hn::Set(d, static_cast<C>(args.mean));
-    const auto terms_of = [&](std::int64_t r) HWY_ATTR {
-      return Affine<V>{mean, hn::Set(d, static_cast<const C*>(args.a)[r]),
-                       hn::Set(d, static_cast<const C*>(args.b)[r])};
-    };
+    const auto shift = hn::Set(d, static_cast<C>(args.terms.shift));
+    const auto slope = hn::Set(d, static_cast<C>(args.terms.slope));
+    const PerRow<T, P> terms_of(args.gamma, args.beta, 0, args.statistics);
     if (!AreShortRows(d, args.length)) {
       for (std::int64_t r = 0; r < args.rows; ++r) {
         const std::int64_t at = r * args.length;
@@ -342,19 +352,19 @@ class DxRowsOf {
     const std::int64_t end = args.rows * args.length - static_cast<std::int64_t>(hn::Lanes(d));
     const V last_x = LoadAs(d, x + end), last_dy = LoadAs(d, dy + end);
     const auto apply = [&](std::int64_t i, auto vectors, const Affine<V>& terms) HWY_ATTR {
-      V vx[vectors], vdy[vectors];
-      LoadEntries<vectors>(d, x + i, vx);
-      LoadEntries<vectors>(d, dy + i, vdy);
-      for (int v = 0; v < vectors; ++v) vx[v] = Dx<Act>(d, vx[v], vdy[v], terms, {}, shift, slope);
       if constexpr (vectors == 2) {
-        StorePair<Store::cached>(d, Pair<V>{vx[0], vx[1]}, dx + i);
+        const auto vx = LoadPair(d, x + i), vdy = LoadPair(d, dy + i);
+        const Pair<V> both{Dx<Act>(d, vx.v0, vdy.v0, terms, {}, shift, slope),
+                           Dx<Act>(d, vx.v1, vdy.v1, terms, {}, shift, slope)};
+        StorePair<Store::cached>(d, both, dx + i);
       } else {
-        StoreAs<Store::cached>(d, vx[0], dx + i);
+        const bool whole = i <= end;
+        const V vx = whole ? LoadAs(d, x + i) : last_x, vdy = whole ? LoadAs(d, dy + i) : last_dy;
+        StoreAs<Store::cached>(d, Dx<Act>(d, vx, vdy, terms, {}, shift, slope),
+                               dx + std::min(i, end));
       }
     };
-    ForShortRows(d, args.rows, args.length, terms_of, apply, [&](const Affine<V>& terms) HWY_ATTR {
-      StoreAs<Store::cached>(d, Dx<Act>(d, last_x, last_dy, terms, {}, shift, slope), dx + end);
-    });
+    ForShortRows(d, args.rows, args.length, terms_of, apply);
   }
 };
 
@@ -447,9 +457,9 @@ struct DxLanesOf {
   }
 };
 
-template <class T>
+template <class T, class P>
 void ReduceGradientRows(const GradientKernels::ReduceRows& args) {
-  DispatchActivation<ReduceRowsOf<T>, Store::cached>(args);
+  DispatchActivation<ReduceRowsOf<T, P>, Store::cached>(args);
 }
 
 template <class T, class P>
@@ -462,9 +472,9 @@ void ReduceGradientLanes(const GradientKernels::ReduceLanes& args) {
   DispatchActivation<ReduceLanesOf<T>, Store::cached>(args);
 }
 
-template <class T>
+template <class T, class P>
 void DxRows(const GradientKernels::ApplyRows& args) {
-  DispatchStore<DxRowsOf<T>>(args, args.store);
+  DispatchStore<DxRowsOf<T, P>>(args, args.store);
 }
 
 template <class T, class P>

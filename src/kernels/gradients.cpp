@@ -18,8 +18,16 @@ template <class T>
 constexpr GradientKernels GradientTable() {
   // f64 data takes f64 parameters alone (validate.cpp).
   using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
-  return {ReduceGradientRows<T>,    ReduceGradientLanes<T>,      DxRows<T>,    DxLanes<T>,
-          ReduceGradientRuns<T, T>, ReduceGradientRuns<T, Wide>, DxRuns<T, T>, DxRuns<T, Wide>};
+  return {ReduceGradientRows<T, T>,
+          ReduceGradientRows<T, Wide>,
+          ReduceGradientLanes<T>,
+          DxRows<T, T>,
+          DxRows<T, Wide>,
+          DxLanes<T>,
+          ReduceGradientRuns<T, T>,
+          ReduceGradientRuns<T, Wide>,
+          DxRuns<T, T>,
+          DxRuns<T, Wide>};
 }
 
 extern const GradientKernels kGradientTables[4];  // kernels.cpp reads them

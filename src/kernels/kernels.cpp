@@ -8,6 +8,7 @@
 // Highway asks for foreach_target.h first.
 #include "kernels/apply-inl.h"
 #include "kernels/finish-inl.h"
+#include "kernels/normalize-inl.h"
 #include "kernels/reduce-inl.h"
 
 #include <hwy/highway.h>
@@ -41,10 +42,11 @@ constexpr Kernels Table(const GradientKernels& gradients) {
           Finish<Compute<T>>,
           Coefficients<T, T>,
           Coefficients<T, Wide>,
-          ApplyRows<T>,
+          ApplyBlocks<T, T>,
+          ApplyBlocks<T, Wide>,
+          NormalizeBlocks<T, T>,
+          NormalizeBlocks<T, Wide>,
           ApplyLanes<T>,
-          ApplyRuns<T, T>,
-          ApplyRuns<T, Wide>,
           Flush,
           &gradients};
 }

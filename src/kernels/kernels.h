@@ -33,19 +33,21 @@ struct GradientTerms {
 };
 
 struct GradientKernels {
-  // x, dy [rows, length], contiguous, length >= lanes -> sums [rows]. a and b [rows] are read where
-  // there is an activation.
+  // x, dy [rows, length], contiguous, rows * length >= lanes -> sums [rows]. gamma, beta [rows], of
+  // the storage dtype (same) or float (f32), are read where there is an activation; null stands for
+  // 1 and 0.
   struct ReduceRows {
     const void* x;
     const void* dy;
     std::int64_t rows, length;
-    double mean;  // representable in the compute type
-    const void* a;
-    const void* b;
+    const void* gamma;
+    const void* beta;
+    const Statistics& statistics;
     Activation activation;
     GradientSums* sums;
   };
-  void (*reduce_rows)(const ReduceRows&);
+  void (*reduce_rows_same)(const ReduceRows&);
+  void (*reduce_rows_f32)(const ReduceRows&);
 
   // x, dy [rows, width], rows `stride` elements apart, lanes <= width <= kMaxLanes -> sums [width],
   // one a column. mean, a, b [width].
@@ -61,23 +63,25 @@ struct GradientKernels {
   };
   void (*reduce_lanes)(const ReduceLanes&);
 
-  // dx = a[r] * dz + (slope * (x - mean) + shift), shapes as in reduce_rows. dx == dy is allowed
+  // dx = gamma rstd dz + (slope (x - mean) + shift), shapes as in reduce_rows. dx == dy is allowed
   // with Store::cached.
   struct ApplyRows {
     const void* x;
     const void* dy;
     void* dx;
     std::int64_t rows, length;
-    double mean;
-    const void* a;
-    const void* b;
-    double shift, slope;
+    const void* gamma;
+    const void* beta;
+    const Statistics& statistics;
+    const GradientTerms& terms;
     Activation activation;
     Store store;
   };
-  void (*apply_rows)(const ApplyRows&);
+  void (*apply_rows_same)(const ApplyRows&);
+  void (*apply_rows_f32)(const ApplyRows&);
 
-  // The same down the lanes, shapes as in reduce_lanes; shift, slope [width].
+  // dx = a dz + (slope (x - mean) + shift) down the lanes, shapes as in reduce_lanes; shift, slope
+  // [width].
   struct ApplyLanes {
     const void* x;
     const void* dy;
@@ -93,7 +97,7 @@ struct GradientKernels {
   };
   void (*apply_lanes)(const ApplyLanes&);
 
-  // Runs whose elements have their own gamma and beta each (as Kernels::ApplyRuns), or parts of
+  // Runs whose elements have their own gamma and beta each (blocks of length 1), or parts of
   // them: x, dy [runs, width], runs `stride` elements apart, lanes <= width <= kMaxLanes; gamma,
   // beta [width]; statistics [runs], `step` apart. Writes column_sums [width], of dz and dz * xhat
   // down the columns, and adds to run_sums [runs], `step` apart, those of a dz in the place of dz:
@@ -180,22 +184,46 @@ struct Kernels {
   void (*coefficients_same)(const Coefficients&);
   void (*coefficients_f32)(const Coefficients&);
 
-  // y = activation(a[r] * (x - mean[r]) + b[r]) for x, y [rows, length], contiguous, length >=
-  // lanes. y == x is allowed with Store::cached. Where next.x is not null, also reduces those runs
-  // (at most one), with the bits of reduce_runs: its reads hide behind the writes of y. It must not
-  // overlap y.
-  struct ApplyRows {
+  // y = activation(gamma (x - mean) rstd + beta) for x, y [blocks, channels, length], contiguous,
+  // channels * length >= lanes, and statistics [blocks], none extreme. gamma, beta [blocks,
+  // channels] of the storage dtype (same) or float (f32); null stands for 1 and 0. y == x is
+  // allowed with Store::cached. Where next.x is not null, also reduces those runs (at most one),
+  // with the bits of reduce_runs: its reads hide behind the writes of y. It must not overlap y.
+  struct ApplyBlocks {
     const void* x;
     void* y;
-    std::int64_t rows, length;
-    const void* mean;
-    const void* a;
-    const void* b;
+    std::int64_t blocks, channels, length;
+    const void* gamma;
+    const void* beta;
+    const Statistics* statistics;
     Activation activation;
     Store store;
     Runs next;
   };
-  void (*apply_rows)(const ApplyRows&);
+  void (*apply_blocks_same)(const ApplyBlocks&);
+  void (*apply_blocks_f32)(const ApplyBlocks&);
+
+  // reduce_runs, finish and apply_blocks in one, with their bits: x, y, gamma and beta as in
+  // apply_blocks, mean and rstd [blocks], each of them may be null. Returns how many blocks it has
+  // done, from the first on. The next is untouched: its m2 is NaN or below least_m2, or its
+  // statistics are extreme.
+  struct NormalizeBlocks {
+    const void* x;
+    void* y;
+    std::int64_t blocks, channels, length;
+    const void* gamma;
+    const void* beta;
+    int correction;
+    double eps;
+    bool center;
+    double least_m2;
+    Activation activation;
+    Store store;
+    double* mean;
+    double* rstd;
+  };
+  std::int64_t (*normalize_blocks_same)(const NormalizeBlocks&);
+  std::int64_t (*normalize_blocks_f32)(const NormalizeBlocks&);
 
   // y = activation(a[l] * (x - mean[l]) + b[l]) for x, y [rows, width], rows `stride` elements
   // apart, width >= lanes. y == x is allowed with Store::cached.
@@ -210,21 +238,6 @@ struct Kernels {
     Store store;
   };
   void (*apply_lanes)(const ApplyLanes&);
-
-  // y = activation(gamma (x - mean) rstd + beta) for x, y [runs, count], contiguous, count >=
-  // lanes, and statistics [runs]. gamma, beta [runs, count]. y == x is allowed with Store::cached.
-  struct ApplyRuns {
-    const void* x;
-    void* y;
-    const void* gamma;
-    const void* beta;
-    std::int64_t runs, count;
-    const Statistics* statistics;
-    Activation activation;
-    Store store;
-  };
-  void (*apply_runs_same)(const ApplyRuns&);
-  void (*apply_runs_f32)(const ApplyRuns&);
 
   // Once behind the last streaming store of a thread: each takes until memory has all of them.
   void (*flush)();

@@ -80,6 +80,16 @@ HWY_INLINE V LoadAs(D d, const F16* p) {
   }
 }
 
+// One element.
+template <class T>
+HWY_INLINE Compute<T> LoadOne(const T* p) {
+  if constexpr (kNativeF16 && std::is_same_v<T, F16>) {
+    return hn::GetLane(LoadAs(hn::CappedTag<float, 1>(), p));
+  } else {
+    return static_cast<Compute<T>>(to_double(*p));
+  }
+}
+
 // The low 16 bits of each lane.
 template <class D>
 HWY_INLINE VecU16<D> NarrowU16(D, hn::Vec<hn::RebindToUnsigned<D>> bits) {
