@@ -40,6 +40,10 @@ struct Call {
     const std::int64_t index = example * spec.param_stride + channel;
     return static_cast<const std::byte*>(data) + index * param;
   }
+  Parameters params(std::int64_t example, std::int64_t channel) const {
+    return {param_at(args.gamma, example, channel), param_at(args.beta, example, channel),
+            spec.param != spec.data};
+  }
   double param_value(const void* data, std::int64_t example, std::int64_t channel,
                      double missing) const {
     return data == nullptr ? missing
@@ -131,11 +135,8 @@ class Coefficients {
   // Of `example`, from `channel` on: `blocks` times `channels`, with statistics [blocks].
   void make(std::int64_t example, std::int64_t channel, std::int64_t blocks, std::int64_t channels,
             const Statistics* statistics) {
-    const auto kernel = call_.spec.param == call_.spec.data ? call_.kernels.coefficients_same
-                                                            : call_.kernels.coefficients_f32;
-    kernel({call_.param_at(call_.args.gamma, example, channel),
-            call_.param_at(call_.args.beta, example, channel), call_.spec.shape.c - channel,
-            statistics, blocks, channels, mean_.data(), a_.data(), b_.data()});
+    call_.kernels.coefficients({call_.params(example, channel), call_.spec.shape.c - channel,
+                                statistics, blocks, channels, mean_.data(), a_.data(), b_.data()});
   }
 
   void repeat(std::int64_t count, std::int64_t copies) {
@@ -157,12 +158,9 @@ struct BlockRange {
 // None of them extreme, and at least a vector each. `next` as in Kernels::ApplyBlocks.
 inline void apply_blocks(const Call& call, const BlockRange& range, const Statistics* statistics,
                          const Kernels::Runs& next = {}) {
-  const auto kernel = call.spec.param == call.spec.data ? call.kernels.apply_blocks_same
-                                                        : call.kernels.apply_blocks_f32;
-  kernel({call.x(range.index), call.y(range.index), range.blocks, range.channels, range.length,
-          call.param_at(call.args.gamma, range.example, range.channel),
-          call.param_at(call.args.beta, range.example, range.channel), statistics,
-          call.spec.activation, call.store, next});
+  call.kernels.apply_blocks({call.x(range.index), call.y(range.index), range.blocks, range.channels,
+                             range.length, call.params(range.example, range.channel), statistics,
+                             call.spec.activation, call.store, next});
 }
 
 // `count` elements of one channel, `stride` elements apart, by the scalar double path.

@@ -88,10 +88,7 @@ class Pass {
   // Units [begin, end) of one block, one run and one chunk each.
   void whole(std::int64_t begin, std::int64_t end) const {
     const Spec& spec = call_.spec;
-    const Kernels& kernels = call_.kernels;
     const Forward& args = call_.args;
-    const auto kernel =
-        spec.param == spec.data ? kernels.normalize_blocks_same : kernels.normalize_blocks_f32;
     const std::int64_t channels = spec.block.channels, groups = spec.shape.c / channels;
     const std::int64_t run = channels * spec.shape.s;
     const double least_m2 = trusted_m2(call_, static_cast<double>(run));
@@ -101,12 +98,10 @@ class Pass {
     for (std::int64_t unit = begin; unit < end;) {
       const std::int64_t example = unit / groups, group = unit % groups;
       const std::int64_t units = std::min(end - unit, groups - group);
-      const std::int64_t done =
-          kernel({call_.x(unit * run), call_.y(unit * run), units, channels, spec.shape.s,
-                  call_.param_at(args.gamma, example, group * channels),
-                  call_.param_at(args.beta, example, group * channels), spec.correction, spec.eps,
-                  spec.center, least_m2, spec.activation, call_.store, at(args.mean, unit),
-                  at(args.rstd, unit)});
+      const std::int64_t done = call_.kernels.normalize_blocks(
+          {call_.x(unit * run), call_.y(unit * run), units, channels, spec.shape.s,
+           call_.params(example, group * channels), spec.correction, spec.eps, spec.center,
+           least_m2, spec.activation, call_.store, at(args.mean, unit), at(args.rstd, unit)});
       unit += done;
       if (done == units) continue;
       fused(unit, unit + 1);

@@ -17,7 +17,6 @@ class GradientRows {
       : gradient_(gradient),
         call_(gradient.call),
         kernels_(*gradient.call.kernels.gradients),
-        same_(gradient.call.spec.param == gradient.call.spec.data),
         parts_(gradient.call.spec, gradient.call.schedule) {}
 
   std::int64_t chunks() const { return call_.schedule.chunks; }
@@ -38,10 +37,6 @@ class GradientRows {
     return !extreme && part.size() >= call_.kernels.lanes;
   }
 
-  const void* param(const void* data, const Part& part) const {
-    return call_.param_at(data, part.example, part.channel);
-  }
-
   ExtremeGradient row(const Part& part, std::int64_t r, const Statistics& statistics) const {
     return gradient_.extreme(part.index + r * part.length, part.length, 1, part.example,
                              part.channel + r, statistics);
@@ -53,10 +48,9 @@ class GradientRows {
     GradientSums* const sums =
         gradient_.sums + gradient_.map.index(part.example, part.channel, part.piece);
     if (kernel) {
-      const auto reduce_rows = same_ ? kernels_.reduce_rows_same : kernels_.reduce_rows_f32;
-      reduce_rows({call_.x(part.index), gradient_.dy(part.index), part.rows, part.length,
-                   param(call_.args.gamma, part), param(call_.args.beta, part), statistics,
-                   call_.spec.activation, sums});
+      kernels_.reduce_rows({call_.x(part.index), gradient_.dy(part.index), part.rows, part.length,
+                            call_.params(part.example, part.channel), statistics,
+                            call_.spec.activation, sums});
     }
     for (std::int64_t r = 0; r < part.rows; ++r) {
       if (!kernel || !sound(sums[r])) sums[r] = extreme_gradient_sums(row(part, r, statistics));
@@ -66,11 +60,9 @@ class GradientRows {
   void apply_part(const Part& part, const Statistics& statistics,
                   const GradientTerms& terms) const {
     if (by_kernel(part, terms.extreme)) {
-      const auto apply_rows = same_ ? kernels_.apply_rows_same : kernels_.apply_rows_f32;
-      apply_rows({call_.x(part.index), gradient_.dy(part.index), gradient_.dx(part.index),
-                  part.rows, part.length, param(call_.args.gamma, part),
-                  param(call_.args.beta, part), statistics, terms, call_.spec.activation,
-                  call_.store});
+      kernels_.apply_rows({call_.x(part.index), gradient_.dy(part.index), gradient_.dx(part.index),
+                           part.rows, part.length, call_.params(part.example, part.channel),
+                           statistics, terms, call_.spec.activation, call_.store});
       return;
     }
     for (std::int64_t r = 0; r < part.rows; ++r) {
@@ -82,7 +74,6 @@ class GradientRows {
   const GradientCall& gradient_;
   const Call& call_;
   const GradientKernels& kernels_;
-  bool same_;  // gamma and beta are of the data's dtype
   RowParts parts_;
 };
 

@@ -20,7 +20,6 @@ class GradientRuns {
       : gradient_(gradient),
         call_(gradient.call),
         kernels_(*gradient.call.kernels.gradients),
-        same_(gradient.call.spec.param == gradient.call.spec.data),
         channels_(gradient.call.spec.block.channels),
         groups_(gradient.call.spec.shape.c / channels_) {}
 
@@ -72,12 +71,6 @@ class GradientRuns {
   std::int64_t index(std::int64_t example, std::int64_t channel) const {
     return example * call_.spec.shape.c + channel;
   }
-  const void* gamma(std::int64_t channel) const {
-    return call_.param_at(call_.args.gamma, 0, channel);
-  }
-  const void* beta(std::int64_t channel) const {
-    return call_.param_at(call_.args.beta, 0, channel);
-  }
   // By the scalar double path.
   ExtremeGradient extreme(std::int64_t example, std::int64_t channel,
                           const Statistics& statistics) const {
@@ -109,16 +102,16 @@ class GradientRuns {
       tile->sums[tile->at(e, group)] = {0, 0};
       any_extreme = any_extreme || tile->statistics[tile->at(e, group)].extreme;
     }
-    const auto kernel = same_ ? kernels_.reduce_runs_same : kernels_.reduce_runs_f32;
     const std::int64_t pieces = ceil_div(channels_, kMaxLanes);
     for (std::int64_t p = 0; p < pieces; ++p) {
       const Range part = share(p, pieces, channels_);
       const std::int64_t channel = group * channels_ + part.begin,
                          at = index(examples.begin, channel);
       GradientSums columns[kMaxLanes];
-      kernel({call_.x(at), gradient_.dy(at), gamma(channel), beta(channel), examples.size(),
-              call_.spec.shape.c, part.size(), tile->statistics + first, step,
-              call_.spec.activation, columns, tile->sums + first});
+      kernels_.reduce_runs({call_.x(at), gradient_.dy(at), call_.params(0, channel),
+                            examples.size(), call_.spec.shape.c, part.size(),
+                            tile->statistics + first, step, call_.spec.activation, columns,
+                            tile->sums + first});
       for (std::int64_t i = 0; i < part.size(); ++i) {
         if (any_extreme || !sound(columns[i])) columns[i] = extreme_column(channel + i, *tile);
         sums[channel + i].dz += columns[i].dz;
@@ -138,9 +131,9 @@ class GradientRuns {
     const Statistics* const statistics = tile.statistics + first;
     GradientTerms terms[kMost];
     if (!find_terms(statistics, tile.sums + first, blocks, terms)) {
-      const auto kernel = same_ ? kernels_.apply_runs_same : kernels_.apply_runs_f32;
-      kernel({call_.x(at), gradient_.dy(at), gradient_.dx(at), gamma(channel), beta(channel),
-              blocks, channels_, statistics, terms, call_.spec.activation, call_.store});
+      kernels_.apply_runs({call_.x(at), gradient_.dy(at), gradient_.dx(at),
+                           call_.params(0, channel), blocks, channels_, statistics, terms,
+                           call_.spec.activation, call_.store});
       return;
     }
     for (std::int64_t i = 0; i < blocks * channels_; ++i) {
@@ -190,7 +183,6 @@ class GradientRuns {
   const GradientCall& gradient_;
   const Call& call_;
   const GradientKernels& kernels_;
-  bool same_;  // gamma and beta are of the data's dtype
   std::int64_t channels_, groups_;
 };
 

@@ -192,31 +192,33 @@ class BlockTerms {
 // A gamma and a beta for each row, made into its terms when its turn comes. Made beforehand, in
 // memory, they would be read while the stores of the y before them still wait for memory, and wait
 // with those.
-template <class T, class P>
+template <class T>
 class PerRow {
   using C = Compute<T>;
   using D = hn::ScalableTag<C>;
   using V = hn::Vec<D>;
 
  public:
-  // gamma and beta from entry `first` on; null stands for 1 and 0.
-  HWY_INLINE PerRow(const void* gamma, const void* beta, std::int64_t first,
-                    const Statistics& statistics)
-      : terms_(statistics), gamma_(gamma), beta_(beta), first_(first) {}
+  // From entry `first` on.
+  HWY_INLINE PerRow(const Parameters& params, std::int64_t first, const Statistics& statistics)
+      : terms_(statistics), params_(params), first_(first) {}
 
   HWY_INLINE Affine<V> operator()(std::int64_t row) const {
-    return terms_.Of(OfRow(gamma_, first_ + row, C{1}), OfRow(beta_, first_ + row, C{0}));
+    return terms_.Of(OfRow(params_.gamma, first_ + row, C{1}),
+                     OfRow(params_.beta, first_ + row, C{0}));
   }
 
  private:
-  static HWY_INLINE V OfRow(const void* param, std::int64_t i, C missing) {
+  HWY_INLINE V OfRow(const void* param, std::int64_t i, C missing) const {
     if (param == nullptr) return hn::Set(D(), missing);
-    return CleanParam<T, P>(D(), hn::Set(D(), LoadOne(static_cast<const P*>(param) + i)));
+    return WithParameters<T>(params_, [&](auto element) HWY_ATTR {
+      using P = decltype(element);
+      return CleanParam<T, P>(D(), hn::Set(D(), LoadOne(static_cast<const P*>(param) + i)));
+    });
   }
 
   BlockTerms<T> terms_;
-  const void* gamma_;
-  const void* beta_;
+  Parameters params_;
   std::int64_t first_;
 };
 
@@ -235,10 +237,9 @@ class PerElement {
 
   V mean;
 
-  // gamma and beta from entry `first` on; null stands for 1 and 0.
-  HWY_INLINE PerElement(const void* gamma, const void* beta, std::int64_t first,
-                        const Statistics& statistics)
-      : gamma_(From(gamma, first)), beta_(From(beta, first)) {
+  // From entry `first` on.
+  HWY_INLINE PerElement(const Parameters& params, std::int64_t first, const Statistics& statistics)
+      : gamma_(From(params.gamma, first)), beta_(From(params.beta, first)) {
     const D d;
     const Split mean_of = split_as<C>(statistics.mean), rstd = split_as<C>(statistics.rstd);
     mean = hn::Set(d, static_cast<C>(mean_of.hi));
@@ -318,29 +319,39 @@ HWY_INLINE std::int64_t ApplyFours(D d, const T* x, T* y, std::int64_t begin, st
   return i;
 }
 
-template <class T, class Act, Store kStore, class D, class Terms, class Sums>
-HWY_INLINE void ApplyRow(D d, const T* x, T* y, std::int64_t count, const Terms& terms,
-                         Sums& sums) {
+template <class T, class Act, class D, class Terms, class Sums>
+HWY_INLINE void ApplyCachedRow(D d, const T* x, T* y, std::int64_t count, const Terms& terms,
+                               Sums& sums) {
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  if constexpr (kStore == Store::streaming) {
-    const auto cached = [&](std::int64_t begin, std::int64_t end) HWY_ATTR {
-      if (begin == end) return;
-      ApplyRow<T, Act, Store::cached>(d, x + begin, y + begin, end - begin, terms.From(begin),
-                                      sums);
-    };
-    const Range lines = StreamedLines(y, count, lanes, 4 * lanes);
-    cached(0, lines.begin);
-    ApplyFours<kStore, Act>(d, x, y, lines.begin, lines.end, terms, sums);
-    return cached(lines.end, count);
-  }
   // The vector that ends with the row, from before anything of it is stored.
   const auto last = LoadAs(d, x + count - lanes);
-  for (std::int64_t i = ApplyFours<kStore, Act>(d, x, y, 0, count, terms, sums); i < count;
+  for (std::int64_t i = ApplyFours<Store::cached, Act>(d, x, y, 0, count, terms, sums); i < count;
        i += lanes) {
     const bool whole = i + lanes <= count;
     const std::int64_t at = whole ? i : count - lanes;
     const auto vx = whole ? LoadAs(d, x + i) : last;
     StoreAs<Store::cached>(d, Normalize<Act>(d, vx, terms, terms.At(at)), y + at);
+  }
+}
+
+// An end of a row that else streams; by itself, as few rows have one.
+template <class T, class Act, class Terms>
+HWY_NOINLINE void ApplyEnd(const T* x, T* y, std::int64_t count, const Terms& terms) {
+  NoSums none;
+  ApplyCachedRow<T, Act>(hn::ScalableTag<Compute<T>>(), x, y, count, terms, none);
+}
+
+template <class T, class Act, Store kStore, class D, class Terms, class Sums>
+HWY_INLINE void ApplyRow(D d, const T* x, T* y, std::int64_t count, const Terms& terms,
+                         Sums& sums) {
+  if constexpr (kStore == Store::cached) {
+    ApplyCachedRow<T, Act>(d, x, y, count, terms, sums);
+  } else {
+    const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+    const auto [begin, end] = StreamedLines(y, count, lanes, 4 * lanes);
+    if (begin > 0) ApplyEnd<T, Act>(x, y, begin, terms);
+    ApplyFours<kStore, Act>(d, x, y, begin, end, terms, sums);
+    if (end < count) ApplyEnd<T, Act>(x + end, y + end, count - end, terms.From(end));
   }
 }
 
@@ -372,7 +383,7 @@ HWY_INLINE void ApplyLongRows(const T* x, T* y, std::int64_t rows, std::int64_t 
 }
 
 // Blocks x, y [blocks, channels, length], as ApplyBlocks and NormalizeBlocks have them.
-template <class T, class P, class Args>
+template <class T, class Args>
 class Blocks {
  public:
   HWY_INLINE explicit Blocks(const Args& args) : args_(args), size_(args.channels * args.length) {}
@@ -392,8 +403,10 @@ class Blocks {
     const hn::ScalableTag<Compute<T>> d;
     NoSums none;
     if (args_.length == 1) {
-      const PerElement<T, P> terms(args_.gamma, args_.beta, block * size_, statistics);
-      return ApplyRow<T, Act, kStore>(d, x(block), y(block), size_, terms, none);
+      return WithParameters<T>(args_.params, [&](auto element) HWY_ATTR {
+        const PerElement<T, decltype(element)> terms(args_.params, block * size_, statistics);
+        ApplyRow<T, Act, kStore>(d, x(block), y(block), size_, terms, none);
+      });
     }
     if (carry()) return Apply<Act, kStore>(block, statistics, none);
     ApplyShortRows<Act>(x(block), y(block), args_.channels, args_.length,
@@ -409,19 +422,19 @@ class Blocks {
 
  private:
   HWY_INLINE T* y(std::int64_t block) const { return static_cast<T*>(args_.y) + block * size_; }
-  HWY_INLINE PerRow<T, P> TermsOf(std::int64_t block, const Statistics& statistics) const {
-    return {args_.gamma, args_.beta, block * args_.channels, statistics};
+  HWY_INLINE PerRow<T> TermsOf(std::int64_t block, const Statistics& statistics) const {
+    return {args_.params, block * args_.channels, statistics};
   }
 
   const Args& args_;
   std::int64_t size_;  // of a block
 };
 
-template <class T, class P>
+template <class T>
 struct BlocksOf {
   template <class Act, Store kStore>
   static void Run(const Kernels::ApplyBlocks& args) {
-    const Blocks<T, P, Kernels::ApplyBlocks> blocks(args);
+    const Blocks<T, Kernels::ApplyBlocks> blocks(args);
     if (args.next.x != nullptr && args.blocks == 1 && blocks.carry()) {
       return Carry<Act, kStore>(args, blocks);
     }
@@ -435,7 +448,7 @@ struct BlocksOf {
   // By itself: with other loops around, a compiler keeps the sums in memory.
   template <class Act, Store kStore>
   static HWY_NOINLINE void Carry(const Kernels::ApplyBlocks& args,
-                                 const Blocks<T, P, Kernels::ApplyBlocks>& blocks) {
+                                 const Blocks<T, Kernels::ApplyBlocks>& blocks) {
     RunSums<T> sums(static_cast<const T*>(args.next.x), args.next.count);
     blocks.template Apply<Act, kStore>(0, args.statistics[0], sums);
     *args.next.moments = sums.Finish();
@@ -543,9 +556,9 @@ HWY_INLINE Store StoreOfLanes(Store store, const void* first, std::int64_t strid
   return ToAligned(d, p) == 0 && ToAligned(d, p + stride) == 0 ? store : Store::cached;
 }
 
-template <class T, class P>
+template <class T>
 void ApplyBlocks(const Kernels::ApplyBlocks& args) {
-  DispatchStore<BlocksOf<T, P>>(args, args.store);
+  DispatchStore<BlocksOf<T>>(args, args.store);
 }
 
 template <class T>
@@ -578,7 +591,7 @@ class Param {
 
 // T: the data's storage dtype, which sets the compute type; P: that of gamma and beta.
 template <class T, class P>
-void Coefficients(const Kernels::Coefficients& args) {
+void MakeCoefficients(const Kernels::Coefficients& args) {
   using C = Compute<T>;
   const hn::ScalableTag<C> d;
   constexpr auto kLanes = static_cast<std::int64_t>(hn::MaxLanes(d));
@@ -586,8 +599,8 @@ void Coefficients(const Kernels::Coefficients& args) {
   C* const to_a = static_cast<C*>(args.a);
   C* const to_b = static_cast<C*>(args.b);
   const std::int64_t channels = args.channels, count = args.blocks * channels;
-  const Param<P, kLanes> gamma(args.gamma, args.readable, count);
-  const Param<P, kLanes> beta(args.beta, args.readable, count);
+  const Param<P, kLanes> gamma(args.params.gamma, args.readable, count);
+  const Param<P, kLanes> beta(args.params.beta, args.readable, count);
   for (std::int64_t block = 0; block < args.blocks; ++block) {
     const BlockTerms<T> terms(args.statistics[block]);
     const std::int64_t end = (block + 1) * channels;
@@ -599,6 +612,12 @@ void Coefficients(const Kernels::Coefficients& args) {
       hn::StoreU(of.b, d, to_b + i);
     }
   }
+}
+
+template <class T>
+void Coefficients(const Kernels::Coefficients& args) {
+  WithParameters<T>(args.params,
+                    [&](auto element) { MakeCoefficients<T, decltype(element)>(args); });
 }
 
 }  // namespace HWY_NAMESPACE

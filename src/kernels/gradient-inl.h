@@ -129,7 +129,7 @@ HWY_INLINE GradientSums SumShortRow(D d, const T* x, const T* dy, std::int64_t a
   return {SumLanes(d, dz), SumLanes(d, hn::Mul(dz, d_mean))};
 }
 
-template <class T, class P>
+template <class T>
 struct ReduceRowsOf {
   template <class Act, Store>
   static void Run(const GradientKernels::ReduceRows& args) {
@@ -138,7 +138,7 @@ struct ReduceRowsOf {
     const T* const dy = static_cast<const T*>(args.dy);
     const std::int64_t total = args.rows * args.length;
     const bool fill = args.length >= static_cast<std::int64_t>(hn::Lanes(d));
-    const PerRow<T, P> terms_of(args.gamma, args.beta, 0, args.statistics);
+    const PerRow<T> terms_of(args.params, 0, args.statistics);
     for (std::int64_t r = 0; r < args.rows; ++r) {
       const std::int64_t at = r * args.length;
       args.sums[r] = fill ? SumRow<T, Act>(d, x + at, dy + at, args.length, terms_of(r))
@@ -229,8 +229,8 @@ struct RunBands {
     // The vector at `at`, whose column sums are entry i. `fresh` leaves out of the runs' own sums
     // what they have already.
     const auto add = [&](std::int64_t i, std::int64_t at, const auto& fresh) HWY_ATTR {
-      const auto gamma = LoadParam<P>(d, args.gamma, at, C{1});
-      const auto beta = LoadParam<P>(d, args.beta, at, C{0});
+      const auto gamma = LoadParam<P>(d, args.params.gamma, at, C{1});
+      const auto beta = LoadParam<P>(d, args.params.beta, at, C{0});
       auto band_dz = hn::Zero(d), band_dzx = hn::Zero(d);
       for (std::int64_t r = 0; r < kRows; ++r) {
         const auto d_mean = hn::Sub(LoadAs(d, x + r * stride + at), hn::Load(d, mean + r * lanes));
@@ -295,41 +295,58 @@ struct ReduceGradientRunsOf {
   }
 };
 
+template <Store kStore, class Act, class T, class D, class V, class Terms>
+HWY_INLINE void DxPair(D d, const T* x, const T* dy, T* dx, std::int64_t i, const Terms& terms,
+                       V shift, V slope) {
+  const auto vx = LoadPair(d, x + i), vdy = LoadPair(d, dy + i);
+  const auto by = terms.PairAt(i);
+  const Pair<V> both{Dx<Act>(d, vx.v0, vdy.v0, terms, by.v0, shift, slope),
+                     Dx<Act>(d, vx.v1, vdy.v1, terms, by.v1, shift, slope)};
+  StorePair<kStore>(d, both, dx + i);
+}
+
+template <class T, class Act, class D, class V, class Terms>
+HWY_INLINE void DxCachedRow(D d, const T* x, const T* dy, T* dx, std::int64_t count,
+                            const Terms& terms, V shift, V slope) {
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  const V last_x = LoadAs(d, x + count - lanes), last_dy = LoadAs(d, dy + count - lanes);
+  std::int64_t i = 0;
+  for (; i + 2 * lanes <= count; i += 2 * lanes) {
+    DxPair<Store::cached, Act>(d, x, dy, dx, i, terms, shift, slope);
+  }
+  for (; i < count; i += lanes) {
+    const bool whole = i + lanes <= count;
+    const std::int64_t at = whole ? i : count - lanes;
+    const V vx = whole ? LoadAs(d, x + i) : last_x, vdy = whole ? LoadAs(d, dy + i) : last_dy;
+    StoreAs<Store::cached>(d, Dx<Act>(d, vx, vdy, terms, terms.At(at), shift, slope), dx + at);
+  }
+}
+
+// As ApplyEnd.
+template <class T, class Act, class V, class Terms>
+HWY_NOINLINE void DxEnd(const T* x, const T* dy, T* dx, std::int64_t count, const Terms& terms,
+                        const V& shift, const V& slope) {
+  DxCachedRow<T, Act>(hn::ScalableTag<Compute<T>>(), x, dy, dx, count, terms, shift, slope);
+}
+
 template <class T, class Act, Store kStore, class D, class V, class Terms>
 HWY_INLINE void DxRow(D d, const T* x, const T* dy, T* dx, std::int64_t count, const Terms& terms,
                       V shift, V slope) {
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  const auto pair = [&](std::int64_t i) HWY_ATTR {
-    const auto vx = LoadPair(d, x + i), vdy = LoadPair(d, dy + i);
-    const auto by = terms.PairAt(i);
-    const Pair<V> both{Dx<Act>(d, vx.v0, vdy.v0, terms, by.v0, shift, slope),
-                       Dx<Act>(d, vx.v1, vdy.v1, terms, by.v1, shift, slope)};
-    StorePair<kStore>(d, both, dx + i);
-  };
-  if constexpr (kStore == Store::streaming) {
-    const auto cached = [&](std::int64_t begin, std::int64_t end) HWY_ATTR {
-      if (begin == end) return;
-      DxRow<T, Act, Store::cached>(d, x + begin, dy + begin, dx + begin, end - begin,
-                                   terms.From(begin), shift, slope);
-    };
-    const Range lines = StreamedLines(dx, count, lanes, 2 * lanes);
-    cached(0, lines.begin);
-    for (std::int64_t i = lines.begin; i < lines.end; i += 2 * lanes) pair(i);
-    return cached(lines.end, count);
+  if constexpr (kStore == Store::cached) {
+    DxCachedRow<T, Act>(d, x, dy, dx, count, terms, shift, slope);
+  } else {
+    const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+    const auto [begin, end] = StreamedLines(dx, count, lanes, 2 * lanes);
+    if (begin > 0) DxEnd<T, Act>(x, dy, dx, begin, terms, shift, slope);
+    for (std::int64_t i = begin; i < end; i += 2 * lanes) {
+      DxPair<kStore, Act>(d, x, dy, dx, i, terms, shift, slope);
+    }
+    if (end == count) return;
+    DxEnd<T, Act>(x + end, dy + end, dx + end, count - end, terms.From(end), shift, slope);
   }
-  const auto at = [&](std::int64_t i, V vx, V vdy)
-                      HWY_ATTR { return Dx<Act>(d, vx, vdy, terms, terms.At(i), shift, slope); };
-  const V last_x = LoadAs(d, x + count - lanes), last_dy = LoadAs(d, dy + count - lanes);
-  std::int64_t i = 0;
-  for (; i + 2 * lanes <= count; i += 2 * lanes) pair(i);
-  for (; i + lanes <= count; i += lanes) {
-    StoreAs<Store::cached>(d, at(i, LoadAs(d, x + i), LoadAs(d, dy + i)), dx + i);
-  }
-  if (i == count) return;
-  StoreAs<Store::cached>(d, at(count - lanes, last_x, last_dy), dx + count - lanes);
 }
 
-template <class T, class P>
+template <class T>
 struct DxRowsOf {
   template <class Act, Store kStore>
   static void Run(const GradientKernels::ApplyRows& args) {
@@ -341,7 +358,7 @@ struct DxRowsOf {
     T* const dx = static_cast<T*>(args.dx);
     const auto shift = hn::Set(d, static_cast<C>(args.terms.shift));
     const auto slope = hn::Set(d, static_cast<C>(args.terms.slope));
-    const PerRow<T, P> terms_of(args.gamma, args.beta, 0, args.statistics);
+    const PerRow<T> terms_of(args.params, 0, args.statistics);
     if (!AreShortRows(d, args.length)) {
       for (std::int64_t r = 0; r < args.rows; ++r) {
         const std::int64_t at = r * args.length;
@@ -353,10 +370,7 @@ struct DxRowsOf {
     const V last_x = LoadAs(d, x + end), last_dy = LoadAs(d, dy + end);
     const auto apply = [&](std::int64_t i, auto vectors, const Affine<V>& terms) HWY_ATTR {
       if constexpr (vectors == 2) {
-        const auto vx = LoadPair(d, x + i), vdy = LoadPair(d, dy + i);
-        const Pair<V> both{Dx<Act>(d, vx.v0, vdy.v0, terms, {}, shift, slope),
-                           Dx<Act>(d, vx.v1, vdy.v1, terms, {}, shift, slope)};
-        StorePair<Store::cached>(d, both, dx + i);
+        DxPair<Store::cached, Act>(d, x, dy, dx, i, terms, shift, slope);
       } else {
         const bool whole = i <= end;
         const V vx = whole ? LoadAs(d, x + i) : last_x, vdy = whole ? LoadAs(d, dy + i) : last_dy;
@@ -376,7 +390,7 @@ struct DxRunsOf {
     const hn::ScalableTag<C> d;
     for (std::int64_t r = 0; r < args.runs; ++r) {
       const std::int64_t at = r * args.count;
-      const PerElement<T, P> terms(args.gamma, args.beta, at, args.statistics[r]);
+      const PerElement<T, P> terms(args.params, at, args.statistics[r]);
       DxRow<T, Act, kStore>(d, static_cast<const T*>(args.x) + at,
                             static_cast<const T*>(args.dy) + at, static_cast<T*>(args.dx) + at,
                             args.count, terms, hn::Set(d, static_cast<C>(args.terms[r].shift)),
@@ -457,14 +471,16 @@ struct DxLanesOf {
   }
 };
 
-template <class T, class P>
+template <class T>
 void ReduceGradientRows(const GradientKernels::ReduceRows& args) {
-  DispatchActivation<ReduceRowsOf<T, P>, Store::cached>(args);
+  DispatchActivation<ReduceRowsOf<T>, Store::cached>(args);
 }
 
-template <class T, class P>
+template <class T>
 void ReduceGradientRuns(const GradientKernels::ReduceRuns& args) {
-  DispatchActivation<ReduceGradientRunsOf<T, P>, Store::cached>(args);
+  WithParameters<T>(args.params, [&](auto element) {
+    DispatchActivation<ReduceGradientRunsOf<T, decltype(element)>, Store::cached>(args);
+  });
 }
 
 template <class T>
@@ -472,14 +488,16 @@ void ReduceGradientLanes(const GradientKernels::ReduceLanes& args) {
   DispatchActivation<ReduceLanesOf<T>, Store::cached>(args);
 }
 
-template <class T, class P>
+template <class T>
 void DxRows(const GradientKernels::ApplyRows& args) {
-  DispatchStore<DxRowsOf<T, P>>(args, args.store);
+  DispatchStore<DxRowsOf<T>>(args, args.store);
 }
 
-template <class T, class P>
+template <class T>
 void DxRuns(const GradientKernels::ApplyRuns& args) {
-  DispatchStore<DxRunsOf<T, P>>(args, args.store);
+  WithParameters<T>(args.params, [&](auto element) {
+    DispatchStore<DxRunsOf<T, decltype(element)>>(args, args.store);
+  });
 }
 
 template <class T>

@@ -16,18 +16,12 @@ namespace HWY_NAMESPACE {
 
 template <class T>
 constexpr GradientKernels GradientTable() {
-  // f64 data takes f64 parameters alone (validate.cpp).
-  using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
-  return {ReduceGradientRows<T, T>,
-          ReduceGradientRows<T, Wide>,
+  return {ReduceGradientRows<T>,
           ReduceGradientLanes<T>,
-          DxRows<T, T>,
-          DxRows<T, Wide>,
+          DxRows<T>,
           DxLanes<T>,
-          ReduceGradientRuns<T, T>,
-          ReduceGradientRuns<T, Wide>,
-          DxRuns<T, T>,
-          DxRuns<T, Wide>};
+          ReduceGradientRuns<T>,
+          DxRuns<T>};
 }
 
 extern const GradientKernels kGradientTables[4];  // kernels.cpp reads them

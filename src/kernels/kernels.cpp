@@ -33,19 +33,14 @@ extern const GradientKernels kGradientTables[4];  // gradients.cpp
 
 template <class T>
 constexpr Kernels Table(const GradientKernels& gradients) {
-  // f64 data takes f64 parameters alone (validate.cpp).
-  using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
   return {kName,
           static_cast<std::int64_t>(hn::MaxLanes(hn::ScalableTag<Compute<T>>())),
           ReduceRuns<T>,
           ReduceColumns<T>,
           Finish<Compute<T>>,
-          Coefficients<T, T>,
-          Coefficients<T, Wide>,
-          ApplyBlocks<T, T>,
-          ApplyBlocks<T, Wide>,
-          NormalizeBlocks<T, T>,
-          NormalizeBlocks<T, Wide>,
+          Coefficients<T>,
+          ApplyBlocks<T>,
+          NormalizeBlocks<T>,
           ApplyLanes<T>,
           Flush,
           &gradients};

@@ -32,22 +32,26 @@ struct GradientTerms {
   bool extreme;  // f32 arithmetic could overflow: use extreme.h
 };
 
+// gamma and beta, of the storage dtype, or float where `wide`. Null stands for 1 and 0.
+struct Parameters {
+  const void* gamma;
+  const void* beta;
+  bool wide;
+};
+
 struct GradientKernels {
-  // x, dy [rows, length], contiguous, rows * length >= lanes -> sums [rows]. gamma, beta [rows], of
-  // the storage dtype (same) or float (f32), are read where there is an activation; null stands for
-  // 1 and 0.
+  // x, dy [rows, length], contiguous, rows * length >= lanes -> sums [rows]. params [rows] are
+  // read where there is an activation.
   struct ReduceRows {
     const void* x;
     const void* dy;
     std::int64_t rows, length;
-    const void* gamma;
-    const void* beta;
+    Parameters params;
     const Statistics& statistics;
     Activation activation;
     GradientSums* sums;
   };
-  void (*reduce_rows_same)(const ReduceRows&);
-  void (*reduce_rows_f32)(const ReduceRows&);
+  void (*reduce_rows)(const ReduceRows&);
 
   // x, dy [rows, width], rows `stride` elements apart, lanes <= width <= kMaxLanes -> sums [width],
   // one a column. mean, a, b [width].
@@ -70,15 +74,13 @@ struct GradientKernels {
     const void* dy;
     void* dx;
     std::int64_t rows, length;
-    const void* gamma;
-    const void* beta;
+    Parameters params;
     const Statistics& statistics;
     const GradientTerms& terms;
     Activation activation;
     Store store;
   };
-  void (*apply_rows_same)(const ApplyRows&);
-  void (*apply_rows_f32)(const ApplyRows&);
+  void (*apply_rows)(const ApplyRows&);
 
   // dx = a dz + (slope (x - mean) + shift) down the lanes, shapes as in reduce_lanes; shift, slope
   // [width].
@@ -98,15 +100,14 @@ struct GradientKernels {
   void (*apply_lanes)(const ApplyLanes&);
 
   // Runs whose elements have their own gamma and beta each (blocks of length 1), or parts of
-  // them: x, dy [runs, width], runs `stride` elements apart, lanes <= width <= kMaxLanes; gamma,
-  // beta [width]; statistics [runs], `step` apart. Writes column_sums [width], of dz and dz * xhat
+  // them: x, dy [runs, width], runs `stride` elements apart, lanes <= width <= kMaxLanes; params
+  // [width]; statistics [runs], `step` apart. Writes column_sums [width], of dz and dz * xhat
   // down the columns, and adds to run_sums [runs], `step` apart, those of a dz in the place of dz:
   // a = gamma times rstd as the compute type holds it.
   struct ReduceRuns {
     const void* x;
     const void* dy;
-    const void* gamma;
-    const void* beta;
+    Parameters params;
     std::int64_t runs, stride, width;
     const Statistics* statistics;
     std::int64_t step;
@@ -114,8 +115,7 @@ struct GradientKernels {
     GradientSums* column_sums;
     GradientSums* run_sums;
   };
-  void (*reduce_runs_same)(const ReduceRuns&);
-  void (*reduce_runs_f32)(const ReduceRuns&);
+  void (*reduce_runs)(const ReduceRuns&);
 
   // dx = gamma rstd dz + (slope (x - mean) + shift), terms [runs]. dx == dy is allowed with
   // Store::cached.
@@ -123,16 +123,14 @@ struct GradientKernels {
     const void* x;
     const void* dy;
     void* dx;
-    const void* gamma;
-    const void* beta;
+    Parameters params;
     std::int64_t runs, count;
     const Statistics* statistics;
     const GradientTerms* terms;
     Activation activation;
     Store store;
   };
-  void (*apply_runs_same)(const ApplyRuns&);
-  void (*apply_runs_f32)(const ApplyRuns&);
+  void (*apply_runs)(const ApplyRuns&);
 };
 
 struct Kernels {
@@ -169,41 +167,37 @@ struct Kernels {
 
   // mean as the compute type holds it, a = rstd * gamma and b = beta - (the rest of mean) * a, for
   // statistics [blocks] of `channels` lanes each. mean, a, b [blocks, channels] have room for a
-  // vector behind their end. gamma, beta [blocks, channels] of the storage dtype (same) or float
-  // (f32); null stands for 1 and 0. Each element's bits depend on its own inputs alone.
+  // vector behind their end; params [blocks, channels]. Each element's bits depend on its own
+  // inputs alone.
   struct Coefficients {
-    const void* gamma;
-    const void* beta;
-    std::int64_t readable;  // of gamma and beta: at least blocks * channels
+    Parameters params;
+    std::int64_t readable;  // of params: at least blocks * channels
     const Statistics* statistics;
     std::int64_t blocks, channels;
     void* mean;
     void* a;
     void* b;
   };
-  void (*coefficients_same)(const Coefficients&);
-  void (*coefficients_f32)(const Coefficients&);
+  void (*coefficients)(const Coefficients&);
 
   // y = activation(gamma (x - mean) rstd + beta) for x, y [blocks, channels, length], contiguous,
-  // channels * length >= lanes, and statistics [blocks], none extreme. gamma, beta [blocks,
-  // channels] of the storage dtype (same) or float (f32); null stands for 1 and 0. y == x is
-  // allowed with Store::cached. Where next.x is not null, also reduces those runs (at most one),
-  // with the bits of reduce_runs: its reads hide behind the writes of y. It must not overlap y.
+  // channels * length >= lanes, params [blocks, channels] and statistics [blocks], none extreme. y
+  // == x is allowed with Store::cached. Where next.x is not null, also reduces those runs (at most
+  // one), with the bits of reduce_runs: its reads hide behind the writes of y. It must not overlap
+  // y.
   struct ApplyBlocks {
     const void* x;
     void* y;
     std::int64_t blocks, channels, length;
-    const void* gamma;
-    const void* beta;
+    Parameters params;
     const Statistics* statistics;
     Activation activation;
     Store store;
     Runs next;
   };
-  void (*apply_blocks_same)(const ApplyBlocks&);
-  void (*apply_blocks_f32)(const ApplyBlocks&);
+  void (*apply_blocks)(const ApplyBlocks&);
 
-  // reduce_runs, finish and apply_blocks in one, with their bits: x, y, gamma and beta as in
+  // reduce_runs, finish and apply_blocks in one, with their bits: x, y and params as in
   // apply_blocks, mean and rstd [blocks], each of them may be null. Returns how many blocks it has
   // done, from the first on. The next is untouched: its m2 is NaN or below least_m2, or its
   // statistics are extreme.
@@ -211,8 +205,7 @@ struct Kernels {
     const void* x;
     void* y;
     std::int64_t blocks, channels, length;
-    const void* gamma;
-    const void* beta;
+    Parameters params;
     int correction;
     double eps;
     bool center;
@@ -222,8 +215,7 @@ struct Kernels {
     double* mean;
     double* rstd;
   };
-  std::int64_t (*normalize_blocks_same)(const NormalizeBlocks&);
-  std::int64_t (*normalize_blocks_f32)(const NormalizeBlocks&);
+  std::int64_t (*normalize_blocks)(const NormalizeBlocks&);
 
   // y = activation(a[l] * (x - mean[l]) + b[l]) for x, y [rows, width], rows `stride` elements
   // apart, width >= lanes. y == x is allowed with Store::cached.

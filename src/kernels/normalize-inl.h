@@ -28,6 +28,15 @@ namespace HWY_NAMESPACE {
 // any y is stored, it pays for larger ones as well.
 inline constexpr std::int64_t kSmallBlock = 128;
 inline constexpr std::int64_t kSmallBlockOfFew = 512;
+// Some blocks, of so many elements together, stay in L1.
+inline constexpr std::int64_t kSomeElements = 8192;
+
+// Where code is to be small, there is no kernel of blocks one by one for each activation.
+#ifdef __OPTIMIZE_SIZE__
+inline constexpr bool kOneByOne = false;
+#else
+inline constexpr bool kOneByOne = true;
+#endif
 
 template <class C>
 HWY_INLINE Statistics StatisticsOf(const Kernels::NormalizeBlocks& args, const Moments& moments) {
@@ -46,24 +55,18 @@ HWY_INLINE bool Take(const Kernels::NormalizeBlocks& args, std::int64_t block,
   return true;
 }
 
-// Inlined, as a call stores; but where size counts, all activations share it.
+// The pilot of the next block is made before the apply that hides its latency.
 template <class T>
-HWY_INLINE Moments ReduceHere(const T* x, std::int64_t count) {
-#ifdef __OPTIMIZE_SIZE__
-  return ReduceRun(x, count);
-#else
-  return RunSums<T>(x, count).Finish();
-#endif
-}
-
-template <class T, class P>
 struct OneByOneOf {
   template <class Act, Store kStore>
   static std::int64_t Run(const Kernels::NormalizeBlocks& args) {
-    const Blocks<T, P, Kernels::NormalizeBlocks> blocks(args);
+    const Blocks<T, Kernels::NormalizeBlocks> blocks(args);
+    const RunPilots<T> pilots(blocks.size());
+    auto pilot = pilots.Of(blocks.x(0));
     for (std::int64_t b = 0; b < args.blocks; ++b) {
-      const Moments moments = ReduceHere(blocks.x(b), blocks.size());
+      const Moments moments = RunSums<T>(blocks.x(b), blocks.size(), pilot).Finish();
       const Statistics statistics = StatisticsOf<Compute<T>>(args, moments);
+      if (b + 1 < args.blocks) pilot = pilots.Of(blocks.x(b + 1));
       if (!Take(args, b, moments, statistics)) return b;
       blocks.template Apply<Act, kStore>(b, statistics);
     }
@@ -72,36 +75,46 @@ struct OneByOneOf {
 };
 
 // Blocks [first, first + blocks), by the kernel.
-template <class T, class P>
+template <class T>
 void ApplySome(const Kernels::NormalizeBlocks& args, std::int64_t first, std::int64_t blocks,
                const Statistics* statistics, const Kernels::Runs& next) {
   const std::int64_t channel = first * args.channels, at = channel * args.length;
-  const auto from = [channel](const void* param) {
-    return param == nullptr ? nullptr : static_cast<const P*>(param) + channel;
+  const std::int64_t bytes =
+      channel * static_cast<std::int64_t>(args.params.wide ? sizeof(Wide<T>) : sizeof(T));
+  const auto from = [bytes](const void* param) {
+    return param == nullptr ? nullptr : static_cast<const std::byte*>(param) + bytes;
   };
-  ApplyBlocks<T, P>({static_cast<const T*>(args.x) + at, static_cast<T*>(args.y) + at, blocks,
-                     args.channels, args.length, from(args.gamma), from(args.beta), statistics,
-                     args.activation, args.store, next});
+  ApplyBlocks<T>({static_cast<const T*>(args.x) + at,
+                  static_cast<T*>(args.y) + at,
+                  blocks,
+                  args.channels,
+                  args.length,
+                  {from(args.params.gamma), from(args.params.beta), args.params.wide},
+                  statistics,
+                  args.activation,
+                  args.store,
+                  next});
 }
 
-template <class T, class P>
+template <class T>
 std::int64_t NormalizeBySome(const Kernels::NormalizeBlocks& args, std::int64_t size) {
   Moments moments[kShortRuns];
   Statistics statistics[kShortRuns];
-  for (std::int64_t first = 0; first < args.blocks; first += kShortRuns) {
-    const std::int64_t blocks = std::min(kShortRuns, args.blocks - first);
+  const std::int64_t most = std::clamp<std::int64_t>(kSomeElements / size, 1, kShortRuns);
+  for (std::int64_t first = 0; first < args.blocks; first += most) {
+    const std::int64_t blocks = std::min(most, args.blocks - first);
     ReduceRuns<T>({static_cast<const T*>(args.x) + first * size, blocks, size, moments});
     Finish<Compute<T>>({moments, blocks, args.correction, args.eps, args.center, statistics});
     std::int64_t done = 0;
     while (done < blocks && Take(args, first + done, moments[done], statistics[done])) ++done;
-    ApplySome<T, P>(args, first, done, statistics, {});
+    ApplySome<T>(args, first, done, statistics, {});
     if (done < blocks) return first + done;
   }
   return args.blocks;
 }
 
 // Each is reduced while the one before it is applied.
-template <class T, class P>
+template <class T>
 std::int64_t NormalizeCarried(const Kernels::NormalizeBlocks& args, std::int64_t size) {
   const T* const x = static_cast<const T*>(args.x);
   Moments moments;
@@ -111,20 +124,22 @@ std::int64_t NormalizeCarried(const Kernels::NormalizeBlocks& args, std::int64_t
     if (!Take(args, b, moments, statistics)) return b;
     Kernels::Runs next{};
     if (b + 1 < args.blocks) next = {x + (b + 1) * size, 1, size, &moments};
-    ApplySome<T, P>(args, b, 1, &statistics, next);
+    ApplySome<T>(args, b, 1, &statistics, next);
   }
   return args.blocks;
 }
 
-template <class T, class P>
+template <class T>
 std::int64_t NormalizeBlocks(const Kernels::NormalizeBlocks& args) {
-  const Blocks<T, P, Kernels::NormalizeBlocks> blocks(args);
-  const std::int64_t small = args.blocks <= kShortRuns ? kSmallBlockOfFew : kSmallBlock;
-  if (blocks.size() <= small) return NormalizeBySome<T, P>(args, blocks.size());
+  const Blocks<T, Kernels::NormalizeBlocks> blocks(args);
   if (blocks.size() >= kLongRun && blocks.carry()) {
-    return NormalizeCarried<T, P>(args, blocks.size());
+    return NormalizeCarried<T>(args, blocks.size());
   }
-  return DispatchStore<OneByOneOf<T, P>>(args, args.store);
+  if constexpr (kOneByOne) {
+    const std::int64_t small = args.blocks <= kShortRuns ? kSmallBlockOfFew : kSmallBlock;
+    if (blocks.size() > small) return DispatchStore<OneByOneOf<T>>(args, args.store);
+  }
+  return NormalizeBySome<T>(args, blocks.size());
 }
 
 }  // namespace HWY_NAMESPACE

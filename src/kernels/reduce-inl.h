@@ -342,11 +342,6 @@ HWY_INLINE void ReduceShortRuns(const T* x, std::int64_t runs, std::int64_t coun
 }
 
 template <class T>
-HWY_NOINLINE Moments ReduceRun(const T* x, std::int64_t count) {
-  return RunSums<T>(x, count).Finish();
-}
-
-template <class T>
 void ReduceRuns(const Kernels::Runs& args) {
   const T* const x = static_cast<const T*>(args.x);
   if (args.runs > 1 && args.count < RunSums<T>::kOneChain) {
@@ -357,7 +352,7 @@ void ReduceRuns(const Kernels::Runs& args) {
     return;
   }
   for (std::int64_t r = 0; r < args.runs; ++r) {
-    args.moments[r] = ReduceRun(x + r * args.count, args.count);
+    args.moments[r] = RunSums<T>(x + r * args.count, args.count).Finish();
   }
 }
 

@@ -26,6 +26,20 @@ namespace hn = hwy::HWY_NAMESPACE;
 template <class T>
 using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
+// What the parameters are of where they are wide. (f64 data takes f64 parameters alone:
+// validate.cpp.)
+template <class T>
+using Wide = Compute<T>;
+
+// f(P()), P being the type of the parameters.
+template <class T, class F>
+HWY_INLINE auto WithParameters(const Parameters& params, const F& f) {
+  if constexpr (!std::is_same_v<T, Wide<T>>) {
+    if (params.wide) return f(Wide<T>());
+  }
+  return f(T());
+}
+
 template <class D>
 using VecU16 = hn::Vec<hn::Rebind<std::uint16_t, D>>;
 
