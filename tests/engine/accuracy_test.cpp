@@ -44,6 +44,38 @@ TEST(Accuracy, AnyMeanAnySize) {
   }
 }
 
+// Rows shorter than a vector, or a few of them: those in which several end, and the last ones.
+TEST(Accuracy, ShortRows) {
+  struct Types {
+    DType data, param;
+  };
+  constexpr Types kTypes[] = {{DType::f32, DType::f32},
+                              {DType::f64, DType::f64},
+                              {DType::bf16, DType::f32},
+                              {DType::f16, DType::f16}};
+  for (const char* const target : targets()) {
+    for (const Types& types : kTypes) {
+      for (const std::int64_t length : {2, 3, 4, 5, 7, 8, 9, 15, 17, 31, 49, 100, 127}) {
+        for (const std::int64_t channels : {9, 70}) {  // few blocks of a batch, and one by one
+          Case c{.name = std::to_string(channels) + " rows of " + std::to_string(length) + ", " +
+                         name_of(kDTypes, types.data),
+                 .spec = group_spec({2, 18 * channels, length}, 18)};
+          c.spec.data = types.data;
+          c.spec.param = types.param;
+          SCOPED_TRACE(c.name + ", seed 11, " + target);
+          Data data = make_data(c, 11);
+          const auto expected = detail::reference_forward(c.spec, data.forward);
+          run(make_plan(c.spec, target), data.forward);
+          const Comparison worst = compare(c.spec, expected, data.y.data());
+          ASSERT_TRUE(worst.within_bound())
+              << "error " << worst.error << " of " << worst.bound << " at " << worst.index
+              << ": expected " << worst.expected << ", got " << worst.actual;
+        }
+      }
+    }
+  }
+}
+
 // 1e8 elements a block: GROUPNORM_LONG_TESTS=1 (6 GB, a minute).
 TEST(Accuracy, HundredMillionElements) {
   if (!long_tests()) GTEST_SKIP() << "GROUPNORM_LONG_TESTS=1 runs it";

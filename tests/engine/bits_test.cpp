@@ -17,6 +17,9 @@ std::vector<Case> schedules() {
       list.push_back(c);
     }
   }
+  // Of 25 blocks a thread, a call of the kernel gets up to 20: small ones go together where they
+  // are few, one by one where they are many.
+  list.push_back({.name = "small blocks", .spec = group_spec({10, 100, 40}, 20)});
   return list;
 }
 

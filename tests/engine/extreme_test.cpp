@@ -149,6 +149,13 @@ void expect_poisoned_alone(const char* target, const Spec& spec, double poison) 
 TEST(Extreme, NotANumberStaysInItsBlock) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   for (const char* const target : targets()) {
+    // Blocks that go together, one by one, and each along with the next.
+    for (const std::int64_t positions : {2, 7, 150, 1100}) {
+      for (const double poison : {std::nan(""), kInfinity}) {
+        const Shape shape{2, 16, positions};
+        expect_poisoned_alone(target, spec_of(DType::f32, shape, 4, kBothLayouts[0]), poison);
+      }
+    }
     for (const Format& format : kFormats) {
       for (const Layout layout : kBothLayouts) {
         for (const bool center : {true, false}) {

@@ -83,6 +83,20 @@ TEST(Gradient, AnyMeanAnySize) {
   }
 }
 
+// Rows shorter than a vector, or a few of them.
+TEST(Gradient, ShortRows) {
+  for (const DType dtype : {DType::f32, DType::f64, DType::bf16, DType::f16}) {
+    for (const std::int64_t length : {2, 3, 4, 5, 7, 8, 9, 15, 17, 31, 49, 127}) {
+      Case c{.name = "9 rows of " + std::to_string(length) + ", " + name_of(kDTypes, dtype),
+             .spec = group_spec({2, 18, length}, 2),
+             .mean = 10};
+      c.spec.data = c.spec.param = dtype;
+      c.spec.activation = Activation::silu;
+      expect_accurate(c);
+    }
+  }
+}
+
 // s = 1: several tiles of a span, more groups than a tile holds, and runs longer than kMaxLanes.
 TEST(Gradient, RunsInTiles) {
   struct Size {
