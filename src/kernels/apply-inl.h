@@ -394,7 +394,7 @@ class Blocks {
   }
 
   // Whether another loop can be carried along: rows are long enough to be taken one by one.
-  HWY_INLINE bool carry() const {
+  HWY_INLINE bool can_carry() const {
     return args_.length > 1 && !AreShortRows(hn::ScalableTag<Compute<T>>(), args_.length);
   }
 
@@ -408,12 +408,12 @@ class Blocks {
         ApplyRow<T, Act, kStore>(d, x(block), y(block), size_, terms, none);
       });
     }
-    if (carry()) return Apply<Act, kStore>(block, statistics, none);
+    if (can_carry()) return Apply<Act, kStore>(block, statistics, none);
     ApplyShortRows<Act>(x(block), y(block), args_.channels, args_.length,
                         TermsOf(block, statistics));
   }
 
-  // With `sums` carried along, where carry() says so.
+  // With `sums` carried along, where can_carry() says so.
   template <class Act, Store kStore, class Sums>
   HWY_INLINE void Apply(std::int64_t block, const Statistics& statistics, Sums& sums) const {
     ApplyLongRows<Act, kStore>(x(block), y(block), args_.channels, args_.length,
@@ -435,7 +435,7 @@ struct BlocksOf {
   template <class Act, Store kStore>
   static void Run(const Kernels::ApplyBlocks& args) {
     const Blocks<T, Kernels::ApplyBlocks> blocks(args);
-    if (args.next.x != nullptr && args.blocks == 1 && blocks.carry()) {
+    if (args.next.x != nullptr && args.blocks == 1 && blocks.can_carry()) {
       return Carry<Act, kStore>(args, blocks);
     }
     for (std::int64_t b = 0; b < args.blocks; ++b) {

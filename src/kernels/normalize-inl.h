@@ -132,7 +132,7 @@ std::int64_t NormalizeCarried(const Kernels::NormalizeBlocks& args, std::int64_t
 template <class T>
 std::int64_t NormalizeBlocks(const Kernels::NormalizeBlocks& args) {
   const Blocks<T, Kernels::NormalizeBlocks> blocks(args);
-  if (blocks.size() >= kLongRun && blocks.carry()) {
+  if (blocks.size() >= kLongRun && blocks.can_carry()) {
     return NormalizeCarried<T>(args, blocks.size());
   }
   if constexpr (kOneByOne) {
