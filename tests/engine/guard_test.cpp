@@ -71,6 +71,16 @@ TEST(Guard, EveryLength) {
   }
 }
 
+// Blocks that go one by one, each looking ahead to the next.
+TEST(Guard, BlocksOneByOne) {
+  for (const char* const target : targets()) {
+    for (const auto& dtype : kDTypes) {
+      expect_inside_both(typed({1, 4, 401}, 2, Layout::channels_first, dtype.value), target);
+      expect_inside_both(typed({2, 1203, 1}, 1, Layout::channels_first, dtype.value), target);
+    }
+  }
+}
+
 TEST(Guard, ManyChunks) {
   for (const char* const target : targets()) {
     for (const auto& dtype : kDTypes) {
