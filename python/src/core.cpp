@@ -119,6 +119,21 @@ class Workspace {
   std::span<std::byte> span_;
 };
 
+// mean and rstd of one forward call, for its backward. An object of Python's array libraries takes
+// longer to make than a small call.
+class Saved {
+ public:
+  explicit Saved(const Plan& plan)
+      : blocks_(plan.blocks()),
+        values_(std::make_unique_for_overwrite<double[]>(static_cast<std::size_t>(2 * blocks_))) {}
+  std::uintptr_t mean() const { return reinterpret_cast<std::uintptr_t>(values_.get()); }
+  std::uintptr_t rstd() const { return reinterpret_cast<std::uintptr_t>(values_.get() + blocks_); }
+
+ private:
+  std::int64_t blocks_;
+  std::unique_ptr<double[]> values_;
+};
+
 // Calls on fewer elements hold the GIL: to let it go and take it back would cost as much.
 constexpr std::int64_t kReleaseElements = 1 << 14;
 
@@ -248,6 +263,11 @@ NB_MODULE(_core, module) {
       .def("backward", &gp::backward, "x"_a, "dy"_a, "gamma"_a, "beta"_a, "mean"_a, "rstd"_a,
            "dx"_a, "dgamma"_a, "dbeta"_a, "threads"_a, "count"_a,
            "Addresses; 0 stands for null. dgamma and dbeta are overwritten. dx may be dy.");
+
+  nb::class_<gp::Saved>(module, "Saved", "mean and rstd of a forward call, one a block.")
+      .def(nb::init<const Plan&>(), "plan"_a)
+      .def_prop_ro("mean", &gp::Saved::mean, "Their address.")
+      .def_prop_ro("rstd", &gp::Saved::rstd, "Their address.");
 
   module.def("address", &gp::address, "array"_a.none(),
              "Where the elements of a NumPy array begin; 0, which stands for null, without one.");

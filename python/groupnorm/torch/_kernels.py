@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,8 +76,15 @@ def fits(channels: int, dtype: torch.dtype, *params: tuple[torch.Size, torch.dty
     return True
 
 
+class Norm(NamedTuple):
+    """What the calls of one kind have in common."""
+
+    plan: _core.Plan
+    settings: tuple[int, float, str]  # num_groups, eps, activation
+
+
 @functools.lru_cache(maxsize=1024)
-def _find_plan(
+def _find_norm(
     shape: torch.Size,
     memory: str,
     dtype: torch.dtype,
@@ -86,13 +93,13 @@ def _find_plan(
     num_groups: int,
     eps: float,
     activation: str,
-) -> _core.Plan | None:
+) -> Norm | None:
     n, c, *spatial = shape
     if eps < 0 or not fits(c, dtype, weight, bias):
         return None
     data = DTYPES[dtype]
     param = weight or bias
-    return _core.Plan(
+    plan = _core.Plan(
         n,
         c,
         math.prod(spatial),
@@ -104,18 +111,19 @@ def _find_plan(
         activation,
         eps,
     )
+    return Norm(plan, (num_groups, eps, activation))
 
 
-def find_plan(
+def find_norm(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     num_groups: int,
     eps: float,
     activation: str,
-) -> _core.Plan | None:
-    """The plan of a dense x; None where the engine can't take the dtypes or the parameters."""
-    return _find_plan(
+) -> Norm | None:
+    """Of a dense x; None where the engine can't take the dtypes or the parameters."""
+    return _find_norm(
         x.shape,
         "channels_first" if x.is_contiguous() else "channels_last",
         x.dtype,
@@ -128,10 +136,10 @@ def find_plan(
 
 
 def _plan(*args: Any) -> _core.Plan:
-    plan = find_plan(*args)
-    if plan is None:
+    norm = find_norm(*args)
+    if norm is None:
         raise ValueError("weight, bias: must be [C], in the dtype of x or in float32")
-    return plan
+    return norm.plan
 
 
 def forward(

@@ -110,40 +110,32 @@ class GroupNormFunction(_SingleLevelFunction):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        plan: _core.Plan,
-        *settings: Any,
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, norm: _kernels.Norm
     ) -> Tensor:
         """Returns y. It takes the context itself: by setup_context, a call takes thrice as long."""
-        statistics = torch.empty(2, x.shape[0], settings[0], dtype=torch.float64)
-        mean = statistics.data_ptr()
-        y = _kernels.forward(plan, x, weight, bias, mean, mean + statistics.nbytes // 2)
-        ctx.plan, ctx.settings = plan, settings
+        saved = _core.Saved(norm.plan)
+        y = _kernels.forward(norm.plan, x, weight, bias, saved.mean, saved.rstd)
+        ctx.kept = norm, saved
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, weight, bias, statistics)
+        ctx.save_for_backward(x, weight, bias)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
-        """dx, dweight and dbias, by the operator where they may be differentiated or traced."""
+        """dx, dweight and dbias, by the operators where they may be differentiated or traced."""
         if dy is None:
-            return (None,) * 7
-        x, weight, bias, statistics = ctx.saved_tensors
+            return None, None, None, None
+        x, weight, bias = ctx.saved_tensors
         mask = ctx.needs_input_grad[:3]
+        norm, saved = ctx.kept
         if type(dy) is not Tensor or torch.is_grad_enabled():
+            _, mean, rstd = torch.ops.groupnorm.group_norm(x, weight, bias, *norm.settings)
             run = torch.ops.groupnorm.group_norm_backward
-            found = run(dy, x, weight, bias, *statistics, *ctx.settings, list(mask))
+            found = run(dy, x, weight, bias, mean, rstd, *norm.settings, list(mask))
             gradients = (g if asked else None for g, asked in zip(found, mask, strict=True))
-            return (*gradients, None, None, None, None)
-        mean = statistics.data_ptr()
-        rstd = mean + statistics.nbytes // 2
-        return (
-            *_kernels.backward(ctx.plan, dy, x, weight, bias, mean, rstd, mask),
-            *(None, None, None, None),
-        )
+            return *gradients, None
+        found = _kernels.backward(norm.plan, dy, x, weight, bias, saved.mean, saved.rstd, mask)
+        return *found, None
 
 
 def composed(

@@ -56,13 +56,13 @@ def _normalize(
     if not x.is_contiguous():
         # So is none that is negated lazily, the imaginary part of a conjugate; its copy is not.
         x = _kernels.dense(x)
-    plan = _kernels.find_plan(x, weight, bias, num_groups, eps, activation)
-    if plan is None:
+    norm = _kernels.find_norm(x, weight, bias, num_groups, eps, activation)
+    if norm is None:
         return None
     if torch.is_grad_enabled() and _requires_grad(x, weight, bias):
-        y: Tensor = GroupNormFunction.apply(x, weight, bias, plan, num_groups, eps, activation)
+        y: Tensor = GroupNormFunction.apply(x, weight, bias, norm)
         return y
-    return _kernels.forward(plan, x, weight, bias)
+    return _kernels.forward(norm.plan, x, weight, bias)
 
 
 def _requires_grad(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
