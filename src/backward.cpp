@@ -30,12 +30,10 @@ class GradientPass {
     const std::int64_t pieces = schedule.units * walk_.chunks();
     if (wants_dx && wants_sums && !splits(schedule, executor_.threads)) {
       // A thread reduces and then applies one unit after another, while it lies in its cache.
+      const bool takes_whole = walk_.whole() && !gradient_.call.spec.given_statistics;
       parallel_for(gradient_.call, executor_, schedule.units,
                    [&](std::int64_t begin, std::int64_t end) {
-                     for (std::int64_t unit = begin; unit < end; ++unit) {
-                       reduce(unit * walk_.chunks(), (unit + 1) * walk_.chunks());
-                       apply(unit * walk_.chunks(), (unit + 1) * walk_.chunks());
-                     }
+                     takes_whole ? whole(begin, end) : fused(begin, end);
                    });
       return;
     }
@@ -53,6 +51,36 @@ class GradientPass {
   void find_statistics(std::int64_t unit, Statistics* statistics) const {
     for (std::int64_t b = 0; b < walk_.blocks(unit); ++b) {
       statistics[b] = gradient_.statistics(walk_.first_block(unit) + b);
+    }
+  }
+
+  void fused(std::int64_t begin, std::int64_t end) const {
+    for (std::int64_t unit = begin; unit < end; ++unit) {
+      reduce(unit * walk_.chunks(), (unit + 1) * walk_.chunks());
+      apply(unit * walk_.chunks(), (unit + 1) * walk_.chunks());
+    }
+  }
+
+  // Units [begin, end) of one block, one run and one chunk each.
+  void whole(std::int64_t begin, std::int64_t end) const {
+    const Call& call = gradient_.call;
+    const Spec& spec = call.spec;
+    const Backward& args = gradient_.args;
+    const std::int64_t channels = spec.block.channels, groups = spec.shape.c / channels;
+    const std::int64_t run = channels * spec.shape.s;
+    for (std::int64_t unit = begin; unit < end;) {
+      const std::int64_t example = unit / groups, group = unit % groups;
+      const std::int64_t units = std::min(end - unit, groups - group);
+      const std::int64_t done = call.kernels.gradients->differentiate_blocks(
+          {call.x(unit * run), gradient_.dy(unit * run), gradient_.dx(unit * run), units, channels,
+           spec.shape.s, call.params(example, group * channels),
+           spec.center ? args.mean + unit : nullptr, args.rstd + unit, gradient_rule(call),
+           spec.activation, call.store,
+           gradient_.sums + gradient_.map.index(example, group * channels, 0)});
+      unit += done;
+      if (done == units) continue;
+      fused(unit, unit + 1);
+      ++unit;
     }
   }
 

@@ -1,5 +1,6 @@
 // The mathematics between the two passes over memory, scalar and in double: moments of parts -> of
-// a block; statistics that are given. kernels/finish-inl.h makes statistics of moments.
+// a block; statistics that are given or saved; the terms of dx. kernels/finish-inl.h makes
+// statistics of moments.
 // docs/mathematics.md derives every line.
 #ifndef GROUPNORM_SRC_FOLD_H
 #define GROUPNORM_SRC_FOLD_H
@@ -87,6 +88,50 @@ inline Statistics given(const Spec& spec, const Forward& args, std::int64_t bloc
   const double rstd = args.given_rstd[block];
   const bool out_of_range = std::fabs(mean) >= kExtremeMean || std::fabs(rstd) >= kExtremeRstd;
   return {mean, rstd, needs_extreme(spec, out_of_range)};
+}
+
+// What forward saved for a block. `f32`: the compute type is.
+inline Statistics saved(double mean, double rstd, bool f32) {
+  // sqrt(m) / rstd is the most that |x - mean| can be.
+  const bool out_of_range =
+      std::fabs(mean) >= kExtremeMean || rstd >= kExtremeRstd || rstd <= 1 / kExtremeRstd;
+  return {mean, rstd, f32 && out_of_range};
+}
+
+// A part of a backward call: sum dz, and sum dz * (x - mean) with the mean as the compute type
+// holds it. dz = dy * activation'(a (x - mean) + b).
+struct GradientSums {
+  double dz, dzx;
+};
+
+// shift and slope of dx = a * dz + (slope * (x - mean_hi) + shift), the same for a whole block.
+struct GradientTerms {
+  double shift, slope;
+  bool extreme;  // f32 arithmetic could overflow: use extreme.h
+};
+
+// What all blocks of a backward call have in common.
+struct GradientRule {
+  double count;  // m, elements
+  int correction;
+  bool center;
+  bool f32;  // the compute type is
+};
+
+//   dx = rstd (gamma dz - D / m - xhat E / (m - correction)),   xhat = (x - mean_hi - mean_lo) rstd
+// with D = sum gamma dz and E = rstd sum gamma dz (x - mean) over a block. rstd_d is rstd * D,
+// rstd_e that sum times rstd.
+inline GradientTerms gradient_terms(const GradientRule& rule, const Statistics& statistics,
+                                    double mean_lo, double rstd_d, double rstd_e) {
+  const double rstd = statistics.rstd;
+  // In this order no factor leaves the range of double before the product does.
+  const double slope = -rstd * (rstd * rstd_e) / (rule.count - rule.correction);
+  const double shift = (rule.center ? -rstd_d / rule.count : 0) - slope * mean_lo;
+  // A slope that f32 holds with few digits loses them all over the block.
+  const bool subnormal = slope != 0 && std::fabs(slope) < 0x1p-126;
+  const bool out_of_range =
+      subnormal || std::fabs(slope) >= kExtremeRstd || std::fabs(shift) >= kExtremeRstd;
+  return {shift, slope, statistics.extreme || (rule.f32 && out_of_range)};
 }
 
 }  // namespace groupnorm::detail

@@ -73,11 +73,8 @@ struct GradientCall {
 
   // What forward saved for a block.
   Statistics statistics(std::int64_t block) const {
-    const double mean = call.spec.center ? args.mean[block] : 0, rstd = args.rstd[block];
-    // sqrt(m) / rstd is the most that |x - mean| can be.
-    const bool out_of_range =
-        std::fabs(mean) >= kExtremeMean || rstd >= kExtremeRstd || rstd <= 1 / kExtremeRstd;
-    return {mean, rstd, needs_extreme(call.spec, out_of_range)};
+    return saved(call.spec.center ? args.mean[block] : 0, args.rstd[block],
+                 call.spec.data != DType::f64);
   }
 
   // By the scalar double path: `count` elements of a channel, from `index` on, `stride` apart.
@@ -99,26 +96,20 @@ struct GradientCall {
   }
 };
 
+inline GradientRule gradient_rule(const Call& call) {
+  const Spec& spec = call.spec;
+  return {static_cast<double>(spec.block.examples * spec.block.channels * spec.shape.s),
+          spec.correction, spec.center, spec.data != DType::f64};
+}
+
 inline bool sound(const GradientSums& sums) {
   return std::isfinite(sums.dz) && std::isfinite(sums.dzx);
 }
 
-//   dx = rstd (gamma dz - D / m - xhat E / (m - correction)),   xhat = (x - mean_hi - mean_lo) rstd
-// with D = sum gamma dz and E = rstd sum gamma dz (x - mean) over a block. rstd_d is rstd * D,
-// rstd_e that sum times rstd.
 inline GradientTerms terms_of(const Call& call, const Statistics& statistics, double rstd_d,
                               double rstd_e) {
-  const Spec& spec = call.spec;
-  const double rstd = statistics.rstd, mean_lo = split_as(call, statistics.mean).lo;
-  const auto m = static_cast<double>(spec.block.examples * spec.block.channels * spec.shape.s);
-  // In this order no factor leaves the range of double before the product does.
-  const double slope = -rstd * (rstd * rstd_e) / (m - spec.correction);
-  const double shift = (spec.center ? -rstd_d / m : 0) - slope * mean_lo;
-  // A slope that f32 holds with few digits loses them all over the block.
-  const bool subnormal = slope != 0 && std::fabs(slope) < 0x1p-126;
-  const bool out_of_range =
-      subnormal || std::fabs(slope) >= kExtremeRstd || std::fabs(shift) >= kExtremeRstd;
-  return {shift, slope, statistics.extreme || needs_extreme(spec, out_of_range)};
+  return gradient_terms(gradient_rule(call), statistics, split_as(call, statistics.mean).lo, rstd_d,
+                        rstd_e);
 }
 
 // The terms of a block from the sums of its channels, added in a fixed order.
@@ -133,13 +124,17 @@ inline GradientTerms block_terms(const GradientCall& gradient, std::int64_t bloc
   const double mean_lo = split_as(call, statistics.mean).lo;
   double d = 0, e = 0;
   for (std::int64_t span = row * spans; span < (row + 1) * spans; ++span) {
-    for (std::int64_t c = first; c < first + spec.block.channels; ++c) {
-      const double gamma =
-          call.param_value(call.args.gamma, span * gradient.map.span_examples, c, 1);
-      const GradientSums sums = gradient.total(span, c);
-      d += gamma * sums.dz;
-      e += gamma * (sums.dzx - mean_lo * sums.dz);
-    }
+    const void* const data =
+        call.param_at(call.args.gamma, span * gradient.map.span_examples, first);
+    visit(spec.param, [&](auto element) {
+      const auto* const gamma = static_cast<const decltype(element)*>(data);
+      for (std::int64_t i = 0; i < spec.block.channels; ++i) {
+        const double weight = gamma == nullptr ? 1 : to_double(gamma[i]);
+        const GradientSums sums = gradient.total(span, first + i);
+        d += weight * sums.dz;
+        e += weight * (sums.dzx - mean_lo * sums.dz);
+      }
+    });
   }
   return terms_of(call, statistics, statistics.rstd * d, statistics.rstd * e);
 }

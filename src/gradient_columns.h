@@ -22,6 +22,8 @@ class GradientColumns {
   std::int64_t blocks(std::int64_t unit) const { return tiles_.blocks(unit); }
   std::int64_t first_block(std::int64_t unit) const { return tiles_.first_block(unit); }
 
+  bool whole() const { return false; }
+
   void reduce(std::int64_t unit, std::int64_t chunk, const Statistics* statistics) const {
     const Chunk at = locate(unit, chunk);
     for_each_part(unit, at, statistics, [&](Range tile, Range part, Coefficients& coefficients) {
@@ -101,9 +103,11 @@ class GradientColumns {
               {call_.x(first), gradient_.dy(first), rows.size() / merged, width() * merged,
                lanes * merged, coefficients->mean(), coefficients->a(), coefficients->b(),
                call_.spec.activation, sums});
-          for (std::int64_t i = 0; i < lanes * merged; ++i) {
-            total[i % lanes].dz += sums[i].dz;
-            total[i % lanes].dzx += sums[i].dzx;
+          for (std::int64_t copy = 0; copy < merged; ++copy) {
+            for (std::int64_t i = 0; i < lanes; ++i) {
+              total[i].dz += sums[copy * lanes + i].dz;
+              total[i].dzx += sums[copy * lanes + i].dzx;
+            }
           }
         });
     tiles_.for_each_block(tile, part, [&](std::int64_t block, Range own) {

@@ -23,6 +23,9 @@ class GradientRows {
   std::int64_t blocks(std::int64_t) const { return 1; }
   std::int64_t first_block(std::int64_t unit) const { return unit; }
 
+  // Whether every unit is one run of one chunk, for GradientKernels::differentiate_blocks.
+  bool whole() const { return is_whole(call_); }
+
   void reduce(std::int64_t unit, std::int64_t chunk, const Statistics* statistics) const {
     parts_.for_each(unit, chunk, [&](const Part& part) { reduce_part(part, *statistics); });
   }

@@ -72,6 +72,13 @@ class RowParts {
   std::int64_t chunks_per_line_;  // where a chunk is no longer than a run
 };
 
+// Whether every unit of this walk is one run of one chunk, which kernels take as a whole.
+inline bool is_whole(const Call& call) {
+  const auto& block = call.spec.block;
+  return block.examples == 1 && call.schedule.chunks == 1 &&
+         block.channels * call.spec.shape.s >= call.kernels.lanes;
+}
+
 // See plan.h: a unit is one block, in runs of rows of s positions.
 class Rows {
   using Part = RowParts::Part;
@@ -85,12 +92,7 @@ class Rows {
   std::int64_t units() const { return call_.schedule.units; }
   std::int64_t blocks(std::int64_t) const { return 1; }
   std::int64_t first_block(std::int64_t unit) const { return unit; }
-  // Whether every unit is one run of one chunk, for Kernels::normalize_blocks.
-  bool whole() const {
-    const auto& block = call_.spec.block;
-    return block.examples == 1 && call_.schedule.chunks == 1 &&
-           block.channels * call_.spec.shape.s >= call_.kernels.lanes;
-  }
+  bool whole() const { return is_whole(call_); }
 
   void reduce(std::int64_t unit, std::int64_t chunk, Moments* moments) const {
     *moments = {};

@@ -208,6 +208,15 @@ class PerRow {
                      OfRow(params_.beta, first_ + row, C{0}));
   }
 
+  // For sums in double.
+  HWY_INLINE double Gamma(std::int64_t row) const {
+    if (params_.gamma == nullptr) return 1;
+    return WithParameters<T>(params_, [&](auto element) HWY_ATTR {
+      using P = decltype(element);
+      return static_cast<double>(LoadOne(static_cast<const P*>(params_.gamma) + first_ + row));
+    });
+  }
+
  private:
   HWY_INLINE V OfRow(const void* param, std::int64_t i, C missing) const {
     if (param == nullptr) return hn::Set(D(), missing);
@@ -302,14 +311,38 @@ HWY_INLINE Pair<V> NormalizePair(D d, const Pair<V>& x, const Terms& terms, std:
   return {Normalize<Act>(d, x.v0, terms, params.v0), Normalize<Act>(d, x.v1, terms, params.v1)};
 }
 
+// As much of elements [begin, end) as its quarters have in common: memory serves several places
+// faster than one, if each is left with whole cache lines. Returns where they end.
+template <Store kStore, class Act, class T, class D, class Terms, class Sums>
+HWY_INLINE std::int64_t ApplyQuarters(D d, const T* x, T* y, std::int64_t begin, std::int64_t end,
+                                      const Terms& terms, Sums& sums) {
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  const std::int64_t turn = std::max(2 * lanes, kLine<T>);
+  const std::int64_t quarter = PartOf(end - begin, 4, turn);
+  for (std::int64_t i = begin; i < begin + quarter; i += turn) {
+    // First, as loads wait behind streaming stores.
+    for (std::int64_t v = 0; v < turn; v += 2 * lanes) sums.Step();
+    for (std::int64_t q = 0; q < 4; ++q) {
+      for (std::int64_t v = 0; v < turn; v += 2 * lanes) {
+        const std::int64_t at = i + q * quarter + v;
+        StorePair<kStore>(d, NormalizePair<Act>(d, LoadPair(d, x + at), terms, at), y + at);
+      }
+    }
+  }
+  return begin + 4 * quarter;
+}
+
 // Elements [begin, end) as far as they come in fours of vectors; returns where those end.
 template <Store kStore, class Act, class T, class D, class Terms, class Sums>
 HWY_INLINE std::int64_t ApplyFours(D d, const T* x, T* y, std::int64_t begin, std::int64_t end,
                                    const Terms& terms, Sums& sums) {
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  if (end - begin >= 2 * kLongRun) {
+    begin = ApplyQuarters<kStore, Act>(d, x, y, begin, end, terms, sums);
+  }
   std::int64_t i = begin;
   for (; i + 4 * lanes <= end; i += 4 * lanes) {
-    // A step is twice as long. First, as loads wait behind streaming stores.
+    // A step is twice as long.
     if (((i - begin) & (4 * lanes)) == 0) sums.Step();
     const std::int64_t j = i + 2 * lanes;
     const auto near = LoadPair(d, x + i), far = LoadPair(d, x + j);
@@ -455,9 +488,9 @@ struct BlocksOf {
   }
 };
 
-// kRows rows of [width] lanes, each coefficient loaded once for all of them.
+// kRows rows of [width] lanes, `apart` rows apart: each coefficient is loaded once for all of them.
 template <class T, class Act, Store kStore, std::int64_t kRows>
-HWY_INLINE void ApplyBand(const Kernels::ApplyLanes& args, const T* x, T* y) {
+HWY_INLINE void ApplyBand(const Kernels::ApplyLanes& args, std::int64_t row, std::int64_t apart) {
   using C = Compute<T>;
   const hn::ScalableTag<C> d;
   using V = hn::Vec<decltype(d)>;
@@ -466,17 +499,16 @@ HWY_INLINE void ApplyBand(const Kernels::ApplyLanes& args, const T* x, T* y) {
   const C* const a = static_cast<const C*>(args.a);
   const C* const b = static_cast<const C*>(args.b);
   const std::int64_t last = args.width - lanes;
-  const std::int64_t stride = args.stride;
+  const std::int64_t stride = apart * args.stride;
+  const T* const x = static_cast<const T*>(args.x) + row * args.stride;
+  T* const y = static_cast<T*>(args.y) + row * args.stride;
   HWY_ALIGN C ends[static_cast<std::size_t>(kRows) * hn::MaxLanes(d)];
   const bool partial = args.width % lanes != 0;
   for (std::int64_t r = 0; partial && r < kRows; ++r) {
     hn::Store(LoadAs(d, x + r * stride + last), d, ends + r * lanes);
   }
-  constexpr std::int64_t kLines = kRows * hn::MaxLanes(d) * sizeof(T) / 64;
-  auto ahead = Ahead<T>::template Of<kRows>(x, stride, args.width);
   std::int64_t i = 0;
   for (; i + 2 * lanes <= args.width; i += 2 * lanes) {
-    ahead.template Fetch<2 * kLines>();
     const auto vm = LoadForPair<T>(d, mean + i);
     const auto va = LoadForPair<T>(d, a + i);
     const auto vb = LoadForPair<T>(d, b + i);
@@ -508,16 +540,8 @@ template <class T>
 struct LanesOf {
   template <class Act, Store kStore>
   static void Run(const Kernels::ApplyLanes& args) {
-    constexpr std::int64_t kBand = 4;
-    const T* const x = static_cast<const T*>(args.x);
-    T* const y = static_cast<T*>(args.y);
-    std::int64_t row = 0;
-    for (; row + kBand <= args.rows; row += kBand) {
-      ApplyBand<T, Act, kStore, kBand>(args, x + row * args.stride, y + row * args.stride);
-    }
-    for (; row < args.rows; ++row) {
-      ApplyBand<T, Act, kStore, 1>(args, x + row * args.stride, y + row * args.stride);
-    }
+    ForBands<4>(args.rows, [&](auto rows, std::int64_t row, std::int64_t apart)
+                               HWY_ATTR { ApplyBand<T, Act, kStore, rows>(args, row, apart); });
   }
 };
 

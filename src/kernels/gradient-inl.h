@@ -72,11 +72,37 @@ class RowGradient {
   GradientSums total_{0, 0};
 };
 
+// The sums of a row that SumRow would take no step of: with its bits, in one chain and the end.
+template <class T, class Act, class D>
+HWY_INLINE GradientSums SumFewVectors(D d, const T* x, const T* dy, std::int64_t count,
+                                      const Affine<hn::Vec<D>>& terms) {
+  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  auto sum_dz = hn::Zero(d), sum_dzx = hn::Zero(d);
+  std::int64_t i = 0;
+  for (; i + lanes <= count; i += lanes) {
+    const auto d_mean = hn::Sub(LoadAs(d, x + i), terms.mean);
+    const auto dz = Act::Gradient(d, terms.Z(d_mean, {}), LoadAs(d, dy + i));
+    sum_dz = hn::Add(sum_dz, dz);
+    sum_dzx = hn::MulAdd(dz, d_mean, sum_dzx);
+  }
+  if (i < count) {
+    const auto counted = hn::FirstN(d, static_cast<std::size_t>(lanes - (count - i)));
+    const auto d_mean =
+        hn::IfThenZeroElse(counted, hn::Sub(LoadAs(d, x + count - lanes), terms.mean));
+    const auto all_dz = Act::Gradient(d, terms.Z(d_mean, {}), LoadAs(d, dy + count - lanes));
+    const auto dz = hn::IfThenZeroElse(counted, all_dz);
+    sum_dz = hn::Add(sum_dz, dz);
+    sum_dzx = hn::Add(sum_dzx, hn::Mul(dz, d_mean));
+  }
+  return {SumLanes(d, sum_dz), SumLanes(d, sum_dzx)};
+}
+
 template <class T, class Act, class D>
 HWY_INLINE GradientSums SumRow(D d, const T* x, const T* dy, std::int64_t count,
                                const Affine<hn::Vec<D>>& terms) {
   using V = hn::Vec<D>;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
+  if (count < 4 * lanes) return SumFewVectors<T, Act>(d, x, dy, count, terms);
   RowGradient<D> sums;
   const auto dz_of = [&](V d_mean, V g)
                          HWY_ATTR { return Act::Gradient(d, terms.Z(d_mean, {}), g); };
@@ -129,20 +155,26 @@ HWY_INLINE GradientSums SumShortRow(D d, const T* x, const T* dy, std::int64_t a
   return {SumLanes(d, dz), SumLanes(d, hn::Mul(dz, d_mean))};
 }
 
+// The sums of row r of x, dy [rows, length].
+template <class T, class Act, class V>
+HWY_INLINE GradientSums SumOfRow(const T* x, const T* dy, std::int64_t rows, std::int64_t length,
+                                 std::int64_t r, const Affine<V>& terms) {
+  const hn::ScalableTag<Compute<T>> d;
+  const std::int64_t at = r * length;
+  return length >= static_cast<std::int64_t>(hn::Lanes(d))
+             ? SumRow<T, Act>(d, x + at, dy + at, length, terms)
+             : SumShortRow<T, Act>(d, x, dy, at, length, rows * length, terms);
+}
+
 template <class T>
 struct ReduceRowsOf {
   template <class Act, Store>
   static void Run(const GradientKernels::ReduceRows& args) {
-    const hn::ScalableTag<Compute<T>> d;
     const T* const x = static_cast<const T*>(args.x);
     const T* const dy = static_cast<const T*>(args.dy);
-    const std::int64_t total = args.rows * args.length;
-    const bool fill = args.length >= static_cast<std::int64_t>(hn::Lanes(d));
     const PerRow<T> terms_of(args.params, 0, args.statistics);
     for (std::int64_t r = 0; r < args.rows; ++r) {
-      const std::int64_t at = r * args.length;
-      args.sums[r] = fill ? SumRow<T, Act>(d, x + at, dy + at, args.length, terms_of(r))
-                          : SumShortRow<T, Act>(d, x, dy, at, args.length, total, terms_of(r));
+      args.sums[r] = SumOfRow<T, Act>(x, dy, args.rows, args.length, r, terms_of(r));
     }
   }
 };
@@ -346,39 +378,76 @@ HWY_INLINE void DxRow(D d, const T* x, const T* dy, T* dx, std::int64_t count, c
   }
 }
 
+// dx of [rows, length].
+template <class T, class Act, Store kStore>
+HWY_INLINE void DxBlock(const T* x, const T* dy, T* dx, std::int64_t rows, std::int64_t length,
+                        const PerRow<T>& terms_of, const GradientTerms& terms) {
+  using C = Compute<T>;
+  const hn::ScalableTag<C> d;
+  using V = hn::Vec<decltype(d)>;
+  const auto shift = hn::Set(d, static_cast<C>(terms.shift));
+  const auto slope = hn::Set(d, static_cast<C>(terms.slope));
+  if (!AreShortRows(d, length)) {
+    for (std::int64_t r = 0; r < rows; ++r) {
+      const std::int64_t at = r * length;
+      DxRow<T, Act, kStore>(d, x + at, dy + at, dx + at, length, terms_of(r), shift, slope);
+    }
+    return;
+  }
+  const std::int64_t end = rows * length - static_cast<std::int64_t>(hn::Lanes(d));
+  const V last_x = LoadAs(d, x + end), last_dy = LoadAs(d, dy + end);
+  const auto apply = [&](std::int64_t i, auto vectors, const Affine<V>& by) HWY_ATTR {
+    if constexpr (vectors == 2) {
+      DxPair<Store::cached, Act>(d, x, dy, dx, i, by, shift, slope);
+    } else {
+      const bool whole = i <= end;
+      const V vx = whole ? LoadAs(d, x + i) : last_x, vdy = whole ? LoadAs(d, dy + i) : last_dy;
+      StoreAs<Store::cached>(d, Dx<Act>(d, vx, vdy, by, {}, shift, slope), dx + std::min(i, end));
+    }
+  };
+  ForShortRows(d, rows, length, terms_of, apply);
+}
+
 template <class T>
 struct DxRowsOf {
   template <class Act, Store kStore>
   static void Run(const GradientKernels::ApplyRows& args) {
-    using C = Compute<T>;
-    const hn::ScalableTag<C> d;
-    using V = hn::Vec<decltype(d)>;
-    const T* const x = static_cast<const T*>(args.x);
-    const T* const dy = static_cast<const T*>(args.dy);
-    T* const dx = static_cast<T*>(args.dx);
-    const auto shift = hn::Set(d, static_cast<C>(args.terms.shift));
-    const auto slope = hn::Set(d, static_cast<C>(args.terms.slope));
-    const PerRow<T> terms_of(args.params, 0, args.statistics);
-    if (!AreShortRows(d, args.length)) {
-      for (std::int64_t r = 0; r < args.rows; ++r) {
-        const std::int64_t at = r * args.length;
-        DxRow<T, Act, kStore>(d, x + at, dy + at, dx + at, args.length, terms_of(r), shift, slope);
+    DxBlock<T, Act, kStore>(static_cast<const T*>(args.x), static_cast<const T*>(args.dy),
+                            static_cast<T*>(args.dx), args.rows, args.length,
+                            {args.params, 0, args.statistics}, args.terms);
+  }
+};
+
+// Between two blocks only the sums of rows are stored: see normalize-inl.h.
+template <class T>
+struct DifferentiateOf {
+  template <class Act, Store kStore>
+  static std::int64_t Run(const GradientKernels::DifferentiateBlocks& args) {
+    const std::int64_t size = args.channels * args.length;
+    for (std::int64_t b = 0; b < args.blocks; ++b) {
+      const T* const x = static_cast<const T*>(args.x) + b * size;
+      const T* const dy = static_cast<const T*>(args.dy) + b * size;
+      const Statistics own =
+          saved(args.mean == nullptr ? 0 : args.mean[b], args.rstd[b], args.rule.f32);
+      if (own.extreme) return b;
+      const PerRow<T> terms_of(args.params, b * args.channels, own);
+      const double mean_lo = split_as<Compute<T>>(own.mean).lo;
+      double sum_d = 0, sum_e = 0;
+      for (std::int64_t r = 0; r < args.channels; ++r) {
+        const GradientSums sums =
+            SumOfRow<T, Act>(x, dy, args.channels, args.length, r, terms_of(r));
+        args.sums[b * args.channels + r] = sums;
+        const double gamma = terms_of.Gamma(r);
+        sum_d += gamma * sums.dz;
+        sum_e += gamma * (sums.dzx - mean_lo * sums.dz);
       }
-      return;
+      const GradientTerms terms =
+          gradient_terms(args.rule, own, mean_lo, own.rstd * sum_d, own.rstd * sum_e);
+      if (terms.extreme || !std::isfinite(sum_d) || !std::isfinite(sum_e)) return b;
+      DxBlock<T, Act, kStore>(x, dy, static_cast<T*>(args.dx) + b * size, args.channels,
+                              args.length, terms_of, terms);
     }
-    const std::int64_t end = args.rows * args.length - static_cast<std::int64_t>(hn::Lanes(d));
-    const V last_x = LoadAs(d, x + end), last_dy = LoadAs(d, dy + end);
-    const auto apply = [&](std::int64_t i, auto vectors, const Affine<V>& terms) HWY_ATTR {
-      if constexpr (vectors == 2) {
-        DxPair<Store::cached, Act>(d, x, dy, dx, i, terms, shift, slope);
-      } else {
-        const bool whole = i <= end;
-        const V vx = whole ? LoadAs(d, x + i) : last_x, vdy = whole ? LoadAs(d, dy + i) : last_dy;
-        StoreAs<Store::cached>(d, Dx<Act>(d, vx, vdy, terms, {}, shift, slope),
-                               dx + std::min(i, end));
-      }
-    };
-    ForShortRows(d, args.rows, args.length, terms_of, apply);
+    return args.blocks;
   }
 };
 
@@ -400,16 +469,16 @@ struct DxRunsOf {
 };
 
 template <class T, class Act, Store kStore, std::int64_t kRows>
-HWY_INLINE void DxBand(const GradientKernels::ApplyLanes& args, std::int64_t row) {
+HWY_INLINE void DxBand(const GradientKernels::ApplyLanes& args, std::int64_t row,
+                       std::int64_t apart) {
   using C = Compute<T>;
   const hn::ScalableTag<C> d;
   using V = hn::Vec<decltype(d)>;
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  constexpr std::int64_t kLines = kRows * hn::MaxLanes(d) * sizeof(T) / 64;
-  const std::int64_t stride = args.stride, last = args.width - lanes;
-  const T* const x = static_cast<const T*>(args.x) + row * stride;
-  const T* const dy = static_cast<const T*>(args.dy) + row * stride;
-  T* const dx = static_cast<T*>(args.dx) + row * stride;
+  const std::int64_t stride = apart * args.stride, last = args.width - lanes;
+  const T* const x = static_cast<const T*>(args.x) + row * args.stride;
+  const T* const dy = static_cast<const T*>(args.dy) + row * args.stride;
+  T* const dx = static_cast<T*>(args.dx) + row * args.stride;
   const auto load = [&](const void* p, std::int64_t i)
                         HWY_ATTR { return hn::LoadU(d, static_cast<const C*>(p) + i); };
   const auto affine_at = [&](std::int64_t i) HWY_ATTR {
@@ -430,12 +499,8 @@ HWY_INLINE void DxBand(const GradientKernels::ApplyLanes& args, std::int64_t row
       hn::Store(at(r, last, by, shift, slope), d, ends + r * lanes);
     }
   }
-  auto ahead_x = Ahead<T>::template Of<kRows>(x, stride, args.width);
-  auto ahead_dy = Ahead<T>::template Of<kRows>(dy, stride, args.width);
   std::int64_t i = 0;
   for (; i + 2 * lanes <= args.width; i += 2 * lanes) {
-    ahead_x.template Fetch<2 * kLines>();
-    ahead_dy.template Fetch<2 * kLines>();
     const auto pair_of = [&](const void* p)
                              HWY_ATTR { return LoadForPair<T>(d, static_cast<const C*>(p) + i); };
     const Pair<V> mean = pair_of(args.mean), a = pair_of(args.a), b = pair_of(args.b);
@@ -464,10 +529,9 @@ template <class T>
 struct DxLanesOf {
   template <class Act, Store kStore>
   static void Run(const GradientKernels::ApplyLanes& args) {
-    constexpr std::int64_t kBand = 4;
-    std::int64_t row = 0;
-    for (; row + kBand <= args.rows; row += kBand) DxBand<T, Act, kStore, kBand>(args, row);
-    for (; row < args.rows; ++row) DxBand<T, Act, kStore, 1>(args, row);
+    // Of three tensors: more rows would not fit one set of the cache.
+    ForBands<2>(args.rows, [&](auto rows, std::int64_t row, std::int64_t apart)
+                               HWY_ATTR { DxBand<T, Act, kStore, rows>(args, row, apart); });
   }
 };
 
@@ -491,6 +555,11 @@ void ReduceGradientLanes(const GradientKernels::ReduceLanes& args) {
 template <class T>
 void DxRows(const GradientKernels::ApplyRows& args) {
   DispatchStore<DxRowsOf<T>>(args, args.store);
+}
+
+template <class T>
+std::int64_t DifferentiateBlocks(const GradientKernels::DifferentiateBlocks& args) {
+  return DispatchStore<DifferentiateOf<T>>(args, args.store);
 }
 
 template <class T>

@@ -19,6 +19,7 @@ constexpr GradientKernels GradientTable() {
   return {ReduceGradientRows<T>,
           ReduceGradientLanes<T>,
           DxRows<T>,
+          DifferentiateBlocks<T>,
           DxLanes<T>,
           ReduceGradientRuns<T>,
           DxRuns<T>};

@@ -20,18 +20,6 @@ inline constexpr std::int64_t kMaxLanes = 512;
 // What is stored by streaming can be seen by another thread after Kernels::flush.
 enum class Store : bool { cached, streaming };
 
-// A part of a backward call: sum dz, and sum dz * (x - mean) with the mean as the compute type
-// holds it. dz = dy * activation'(a (x - mean) + b).
-struct GradientSums {
-  double dz, dzx;
-};
-
-// shift and slope of dx = a * dz + (slope * (x - mean_hi) + shift), the same for a whole block.
-struct GradientTerms {
-  double shift, slope;
-  bool extreme;  // f32 arithmetic could overflow: use extreme.h
-};
-
 // gamma and beta, of the storage dtype, or float where `wide`. Null stands for 1 and 0.
 struct Parameters {
   const void* gamma;
@@ -81,6 +69,25 @@ struct GradientKernels {
     Store store;
   };
   void (*apply_rows)(const ApplyRows&);
+
+  // reduce_rows, gradient_terms and apply_rows in one, with their bits, for x, dy, dx [blocks,
+  // channels, length]; params [blocks, channels]; mean (null: 0) and rstd [blocks] -> also sums
+  // [blocks, channels]. Returns how many blocks it has done, from the first on. The next one's dx
+  // is untouched: it is extreme, or its sums are not sound.
+  struct DifferentiateBlocks {
+    const void* x;
+    const void* dy;
+    void* dx;
+    std::int64_t blocks, channels, length;
+    Parameters params;
+    const double* mean;
+    const double* rstd;
+    GradientRule rule;
+    Activation activation;
+    Store store;
+    GradientSums* sums;
+  };
+  std::int64_t (*differentiate_blocks)(const DifferentiateBlocks&);
 
   // dx = a dz + (slope (x - mean) + shift) down the lanes, shapes as in reduce_lanes; shift, slope
   // [width].

@@ -427,24 +427,17 @@ HWY_INLINE void FoldChains(std::int64_t width, ColumnSums<C>* sums) {
   }
 }
 
-// Adds all rows, kBand at a time: one from each of as many parts, since that many places are read
-// faster than one (see RunSums). An odd number of rows apart, they do not all meet in one set of
-// the cache.
+// Adds all rows.
 template <class C, class Bands>
 HWY_INLINE void SumBands(const Bands& bands, std::int64_t rows, std::int64_t padded,
                          ColumnSums<C>* sums) {
-  constexpr std::int64_t kBand = Bands::kBand;
-  const std::int64_t part = rows < 2 * kBand ? rows / kBand : (rows / kBand - 1) | 1;
-  std::int64_t row = 0, links = 0;
-  for (; row < part; ++row) {
-    bands.template Add<kBand>(row, part, sums);
-    if (++links < kChain / 2) continue;
+  std::int64_t links = 0;
+  ForBands<Bands::kBand>(rows, [&](auto band, std::int64_t row, std::int64_t apart) HWY_ATTR {
+    bands.template Add<band>(row, apart, sums);
+    if (++links < kChain / 2) return;
     FoldChains(padded, sums);
     links = 0;
-  }
-  row = kBand * part;
-  for (; row + kBand <= rows; row += kBand) bands.template Add<kBand>(row, 1, sums);
-  for (; row < rows; ++row) bands.template Add<1>(row, 1, sums);
+  });
   FoldChains(padded, sums);
 }
 

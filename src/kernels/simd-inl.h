@@ -272,62 +272,46 @@ HWY_INLINE void StorePair(D d, const Pair<V>& pair, T* p) {
   }
 }
 
+// Elements of a cache line.
+template <class T>
+inline constexpr auto kLine = static_cast<std::int64_t>(64 / sizeof(T));
+
 // What of y [count] streams: whole cache lines, `step` elements at a time. A line that is streamed
 // in parts, or streamed and stored to, waits for memory; so before and behind the range there is
 // nothing, or room for vectors that reach no line of it.
 template <class T>
 HWY_INLINE Range StreamedLines(const T* y, std::int64_t count, std::int64_t lanes,
                                std::int64_t step) {
-  constexpr std::int64_t kLine = 64 / sizeof(T);
-  step = std::max(step, kLine);
+  step = std::max(step, kLine<T>);
   const auto past = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(y) % 64 / sizeof(T));
-  std::int64_t begin = past == 0 ? 0 : kLine - past;
-  while (begin > 0 && begin < lanes) begin += kLine;
+  std::int64_t begin = past == 0 ? 0 : kLine<T> - past;
+  while (begin > 0 && begin < lanes) begin += kLine<T>;
   if (begin >= count) return {0, 0};
   std::int64_t end = begin + (count - begin) / step * step;
   if (end != count && count - end < lanes) end = std::max(begin, end - step);
   return {begin, end};
 }
 
-// Fetches rows x [.., width], `stride` elements apart, in the order of their addresses. Loops that
-// go down the columns of a band of rows read in an order that memory serves at half its speed; the
-// lines they are about to need are there when they come.
-template <class T>
-class Ahead {
- public:
-  HWY_INLINE Ahead(const T* x, std::int64_t stride, std::int64_t width)
-      : row_(x),
-        line_(x),
-        stride_(stride),
-        width_(stride == width ? std::numeric_limits<std::int64_t>::max() : width),
-        left_(width_) {}
+// A part of `count` elements or rows that are cut into `parts` to be walked side by side, since
+// memory serves several places faster than one: a multiple of `step`. Odd where it can be, so that
+// the places do not all meet in one set of the cache.
+HWY_INLINE std::int64_t PartOf(std::int64_t count, std::int64_t parts, std::int64_t step) {
+  const std::int64_t steps = count / (parts * step);
+  return (steps < 2 ? steps : (steps - 1) | 1) * step;
+}
 
-  // Where to start while the band at x, of kRows rows, is being read.
-  template <std::int64_t kRows>
-  static HWY_INLINE Ahead Of(const T* x, std::int64_t stride, std::int64_t width) {
-    constexpr std::int64_t kDistance = 8192 / sizeof(T);
-    const std::int64_t rows = std::max(kRows, kDistance / width);
-    return {x + rows * stride, stride, width};
-  }
-
-  // The next kLines lines; what they reach beyond the end of a row does no harm.
-  template <std::int64_t kLines>
-  HWY_INLINE void Fetch() {
-    for (std::int64_t i = 0; i < kLines; ++i) hwy::Prefetch(line_ + i * kLine);
-    line_ += kLines * kLine;
-    left_ -= kLines * kLine;
-    if (left_ > 0) return;
-    row_ += stride_;
-    line_ = row_;
-    left_ = width_;
-  }
-
- private:
-  static constexpr std::int64_t kLine = 64 / sizeof(T);
-  const T* row_;
-  const T* line_;
-  std::int64_t stride_, width_, left_;
-};
+// f(kRows, row, apart) for all rows, kBand at a time: first one from each of as many parts, so many
+// rows apart; then neighbours, then one by one.
+template <std::int64_t kBand, class F>
+HWY_INLINE void ForBands(std::int64_t rows, const F& f) {
+  constexpr std::integral_constant<std::int64_t, kBand> kAll;
+  constexpr std::integral_constant<std::int64_t, 1> kOne;
+  const std::int64_t part = PartOf(rows, kBand, 1);
+  std::int64_t row = 0;
+  for (; row < part; ++row) f(kAll, row, part);
+  for (row = kBand * part; row + kBand <= rows; row += kBand) f(kAll, row, 1);
+  for (; row < rows; ++row) f(kOne, row, 1);
+}
 
 }  // namespace HWY_NAMESPACE
 }  // namespace groupnorm::detail
