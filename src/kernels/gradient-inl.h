@@ -429,7 +429,6 @@ struct DifferentiateOf {
       const T* const dy = static_cast<const T*>(args.dy) + b * size;
       const Statistics own =
           saved(args.mean == nullptr ? 0 : args.mean[b], args.rstd[b], args.rule.f32);
-      if (own.extreme) return b;
       const PerRow<T> terms_of(args.params, b * args.channels, own);
       const double mean_lo = split_as<Compute<T>>(own.mean).lo;
       double sum_d = 0, sum_e = 0;
