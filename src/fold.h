@@ -1,7 +1,6 @@
 // The mathematics between the two passes over memory, scalar and in double: moments of parts -> of
 // a block; statistics that are given or saved; the terms of dx. kernels/finish-inl.h makes
-// statistics of moments.
-// docs/mathematics.md derives every line.
+// statistics of moments. docs/mathematics.md derives every line.
 #ifndef GROUPNORM_SRC_FOLD_H
 #define GROUPNORM_SRC_FOLD_H
 

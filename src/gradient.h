@@ -106,6 +106,7 @@ inline bool sound(const GradientSums& sums) {
   return std::isfinite(sums.dz) && std::isfinite(sums.dzx);
 }
 
+// gradient_terms (fold.h) of a block of this call.
 inline GradientTerms terms_of(const Call& call, const Statistics& statistics, double rstd_d,
                               double rstd_e) {
   return gradient_terms(gradient_rule(call), statistics, split_as(call, statistics.mean).lo, rstd_d,

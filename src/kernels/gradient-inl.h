@@ -72,7 +72,7 @@ class RowGradient {
   GradientSums total_{0, 0};
 };
 
-// The sums of a row that SumRow would take no step of: with its bits, in one chain and the end.
+// The sums of a row of less than four vectors, as SumRow would add them: one chain, and the end.
 template <class T, class Act, class D>
 HWY_INLINE GradientSums SumFewVectors(D d, const T* x, const T* dy, std::int64_t count,
                                       const Affine<hn::Vec<D>>& terms) {
