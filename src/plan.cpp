@@ -11,10 +11,15 @@ namespace groupnorm {
 namespace detail {
 namespace {
 
-// Elements of a chunk: large enough that its pilot, which waits for memory, and merging its moments
-// cost little (some 100 ns against 5 us), small enough to share one block between many threads.
+// Elements of a chunk, at least: large enough that its pilot, which waits for memory, and merging
+// its moments cost little (some 100 ns against 5 us), small enough to share one block between many
+// threads.
 constexpr std::int64_t kRowsChunk = 32768;
 constexpr std::int64_t kColumnsChunk = 65536;
+// Large ones have more, as long as there are so many chunks to share: a kernel reads and writes a
+// chunk in several places, and memory serves them faster the further they lie apart.
+constexpr std::int64_t kChunksToShare = 16;
+constexpr std::int64_t kLargestChunk = std::int64_t{1} << 20;
 
 // Rows of a columns chunk come in multiples of what is summed before a fold into double.
 constexpr std::int64_t kRowsAtLeast = 128;
@@ -33,6 +38,12 @@ constexpr std::int64_t kStreamingBytes = std::int64_t{4} << 20;
 // end of a row, and those cannot stream.
 constexpr std::int64_t kStreamingRow = 512;
 
+// Of all the blocks that the same examples have. (n beyond those must not change a bit.)
+std::int64_t chunk_elements(const Spec& spec, std::int64_t least) {
+  const std::int64_t elements = spec.block.examples * spec.shape.c * spec.shape.s;
+  return std::clamp(elements / kChunksToShare, least, kLargestChunk);
+}
+
 void schedule_rows(const Spec& spec, Schedule* schedule) {
   const auto [examples, channels] = spec.block;
   const std::int64_t s = spec.shape.s, run = channels * s;
@@ -43,13 +54,14 @@ void schedule_rows(const Spec& spec, Schedule* schedule) {
     schedule->chunks = ceil_div(examples, schedule->runs_per_chunk);
     return;
   }
-  if (s <= kRowsChunk) {
-    schedule->chunk = kRowsChunk / s * s;
+  const std::int64_t most = s <= kRowsChunk ? kRowsChunk : chunk_elements(spec, kRowsChunk);
+  if (s <= most) {
+    schedule->chunk = std::min(run, most / s * s);
     schedule->chunks = examples * ceil_div(run, schedule->chunk);
     return;
   }
   // Equal parts of a row, on cache lines.
-  const std::int64_t parts = ceil_div(s, kRowsChunk);
+  const std::int64_t parts = ceil_div(s, most);
   schedule->chunk = ceil_div(ceil_div(s, parts), 64) * 64;
   schedule->chunks = examples * channels * ceil_div(s, schedule->chunk);
 }
@@ -72,7 +84,8 @@ void schedule_columns(const Spec& spec, Schedule* schedule) {
     schedule->merged = std::min(kMergedLanes / c, rows / kFewRows);
   }
   const std::int64_t at_least = kRowsAtLeast * schedule->merged;
-  schedule->chunk = ceil_div(kColumnsChunk / std::min(c, kMaxLanes), at_least) * at_least;
+  const std::int64_t most = chunk_elements(spec, kColumnsChunk);
+  schedule->chunk = ceil_div(most / std::min(c, kMaxLanes), at_least) * at_least;
   schedule->chunks = ceil_div(rows, schedule->chunk);
 }
 

@@ -311,6 +311,10 @@ HWY_INLINE Pair<V> NormalizePair(D d, const Pair<V>& x, const Terms& terms, std:
   return {Normalize<Act>(d, x.v0, terms, params.v0), Normalize<Act>(d, x.v1, terms, params.v1)};
 }
 
+// Bytes of a row from which on it is written by its quarters: where each has less than most of a
+// page, its prefetcher comes too late.
+inline constexpr std::int64_t kQuarteredRow = 12288;
+
 // As much of elements [begin, end) as its quarters have in common: memory serves several places
 // faster than one, if each is left with whole cache lines. Returns where they end.
 template <Store kStore, class Act, class T, class D, class Terms, class Sums>
@@ -337,7 +341,7 @@ template <Store kStore, class Act, class T, class D, class Terms, class Sums>
 HWY_INLINE std::int64_t ApplyFours(D d, const T* x, T* y, std::int64_t begin, std::int64_t end,
                                    const Terms& terms, Sums& sums) {
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  if (end - begin >= 2 * kLongRun) {
+  if ((end - begin) * static_cast<std::int64_t>(sizeof(T)) >= kQuarteredRow) {
     begin = ApplyQuarters<kStore, Act>(d, x, y, begin, end, terms, sums);
   }
   std::int64_t i = begin;
