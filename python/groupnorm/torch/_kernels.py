@@ -62,6 +62,11 @@ def _like(x: Tensor, other: Tensor) -> Tensor:
     return torch.empty_like(x).copy_(other)
 
 
+def divides(num_groups: int, shape: torch.Size) -> bool:
+    """Whether shape is [N, C, ...] and C are so many groups."""
+    return len(shape) >= 2 and num_groups > 0 and shape[1] % num_groups == 0
+
+
 def fits(channels: int, dtype: torch.dtype, *params: tuple[torch.Size, torch.dtype] | None) -> bool:
     """Whether the engine has the dtypes, and the parameters are vectors of one a channel."""
     there = [p for p in params if p is not None]
@@ -94,6 +99,8 @@ def _find_norm(
     eps: float,
     activation: str,
 ) -> Norm | None:
+    if not divides(num_groups, shape):
+        return None
     n, c, *spatial = shape
     if eps < 0 or not fits(c, dtype, weight, bias):
         return None
@@ -122,7 +129,7 @@ def find_norm(
     eps: float,
     activation: str,
 ) -> Norm | None:
-    """Of a dense x; None where the engine can't take the dtypes or the parameters."""
+    """Of a dense x; None where the engine can't take the groups, dtypes or parameters."""
     return _find_norm(
         x.shape,
         "channels_first" if x.is_contiguous() else "channels_last",
@@ -138,7 +145,9 @@ def find_norm(
 def _plan(*args: Any) -> _core.Plan:
     norm = find_norm(*args)
     if norm is None:
-        raise ValueError("weight, bias: must be [C], in the dtype of x or in float32")
+        raise ValueError(
+            "num_groups must divide C; weight, bias: must be [C], in the dtype of x or in float32"
+        )
     return norm.plan
 
 

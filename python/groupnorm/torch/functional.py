@@ -10,9 +10,15 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._C import (
+    _are_functorch_transforms_active,
+    _get_tracing_state,
+    _len_torch_dispatch_stack,
+)
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 from torch.nn import functional
 from torch.nn.parameter import Parameter
 
@@ -21,6 +27,7 @@ from ._ops import ACTIVATIONS, GroupNormFunction
 
 _PLAIN = frozenset((Tensor, Parameter, type(None)))
 _TRACED = (FakeTensor, FunctionalTensor)
+_STRIDED = torch.strided
 
 
 def activation_name(activation: str | None) -> str:
@@ -41,17 +48,19 @@ def _normalize(
     eps: float,
     activation: str,
 ) -> Tensor | None:
-    """y of x [N, C, ...]; None where the engine can't take it. num_groups divides C."""
+    """y of x [N, C, ...]; None where the engine can't take it. A small call waits for every line."""
     plain = type(x) in _PLAIN and type(weight) in _PLAIN and type(bias) in _PLAIN
-    if not plain or _traced():
+    traced = is_compiling() or _len_torch_dispatch_stack() > 0 or _get_tracing_state() is not None
+    if not plain or traced:
         return _record(x, num_groups, weight, bias, eps, activation)
     # In this order: the strides of a sparse tensor can't be asked for.
-    if not x.is_cpu or x.layout is not torch.strided or forward_ad._current_level >= 0:
+    if not x.is_cpu or x.layout is not _STRIDED or forward_ad._current_level >= 0:
         return None
-    for p in (weight, bias):
-        if p is not None and not (p.is_cpu and p.is_contiguous()):
-            return None
-    if torch._C._are_functorch_transforms_active():
+    if weight is not None and not (weight.is_cpu and weight.is_contiguous()):
+        return None
+    if bias is not None and not (bias.is_cpu and bias.is_contiguous()):
+        return None
+    if _are_functorch_transforms_active():
         return None
     if not x.is_contiguous():
         # So is none that is negated lazily, the imaginary part of a conjugate; its copy is not.
@@ -73,14 +82,6 @@ def _requires_grad(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> boo
     )
 
 
-def _traced() -> bool:
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._get_tracing_state() is not None
-    )
-
-
 def _record(
     x: Tensor,
     num_groups: int,
@@ -90,6 +91,8 @@ def _record(
     activation: str,
 ) -> Tensor | None:
     """The operator, for who sees operators only; None for other subclasses of Tensor."""
+    if not _kernels.divides(num_groups, x.shape):
+        return None
     params = [p for p in (weight, bias) if p is not None]
     for t in (x, *params):
         known = type(t) in _PLAIN or isinstance(t, _TRACED)
@@ -128,10 +131,9 @@ def group_norm(
     Raises:
         As torch.nn.functional.group_norm; ValueError for an unknown activation.
     """
-    act = activation_name(activation)
-    divides = input.dim() >= 2 and num_groups > 0 and input.shape[1] % num_groups == 0
+    act = "none" if activation is None else activation_name(activation)
     # One element a group has no variance: torch refuses it, if the batch is of one example.
-    if divides and input.numel() != num_groups:
+    if input.numel() != num_groups:
         y = _normalize(input, num_groups, weight, bias, eps, act)
         if y is not None:
             return y
