@@ -79,12 +79,14 @@ TEST(Bits, InPlace) {
   }
 }
 
-// Each example of a batch, against the same example by itself.
+// Each example of a batch, against the same example by itself. Of the last shape, the batch is
+// large enough that its chunks would not be those of one example if it had a say in them.
 TEST(Bits, AnExampleAloneOrInABatch) {
-  constexpr Shape kShapes[] = {{5, 8, 49},    {3, 6, 4096}, {7, 32, 1}, {4, 64, 640},
-                               {2, 3, 40001}, {6, 12, 5},   {9, 16, 64}};
+  constexpr Shape kShapes[] = {{5, 8, 49},    {3, 6, 4096}, {7, 32, 1},  {4, 64, 640},
+                               {2, 3, 40001}, {6, 12, 5},   {9, 16, 64}, {3, 6, 250001}};
   for (const char* const target : targets()) {
     for (const Shape& shape : kShapes) {
+      const auto groups = static_cast<std::size_t>(shape.c / 2);
       for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
         for (const int threads : {1, 4}) {
           const Case batch{.name = "batch", .spec = group_spec(shape, shape.c / 2, layout)};
@@ -98,9 +100,17 @@ TEST(Bits, AnExampleAloneOrInABatch) {
             Forward args = data.forward;
             args.x = data.x.data() + at;
             args.y = y.data();
-            args.mean = args.rstd = nullptr;
+            std::vector<double> mean(groups), rstd(groups);
+            args.mean = mean.data();
+            args.rstd = rstd.data();
             run(make_plan(one, target), args);
-            ASSERT_EQ(std::memcmp(y.data(), data.y.data() + at, bytes), 0)
+            const std::size_t first = static_cast<std::size_t>(n) * groups;
+            const auto same = [](const void* a, const void* b, std::size_t count) {
+              return std::memcmp(a, b, count) == 0;
+            };
+            ASSERT_TRUE(same(y.data(), data.y.data() + at, bytes) &&
+                        same(mean.data(), data.mean.data() + first, groups * sizeof(double)) &&
+                        same(rstd.data(), data.rstd.data() + first, groups * sizeof(double)))
                 << target << ", example " << n << " of " << shape.n << "x" << shape.c << "x"
                 << shape.s << ", " << name_of(kLayouts, layout);
           }
