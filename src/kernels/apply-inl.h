@@ -321,7 +321,7 @@ template <Store kStore, class Act, class T, class D, class Terms, class Sums>
 HWY_INLINE std::int64_t ApplyQuarters(D d, const T* x, T* y, std::int64_t begin, std::int64_t end,
                                       const Terms& terms, Sums& sums) {
   const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  const std::int64_t turn = std::max(2 * lanes, kLine<T>);
+  const std::int64_t turn = std::max(2 * lanes, LineOf<T>());
   const std::int64_t quarter = PartOf(end - begin, 4, turn);
   for (std::int64_t i = begin; i < begin + quarter; i += turn) {
     // First, as loads wait behind streaming stores.

@@ -272,9 +272,12 @@ HWY_INLINE void StorePair(D d, const Pair<V>& pair, T* p) {
   }
 }
 
-// Elements of a cache line.
+// Elements of a cache line. No variable template: g++ exports one that std::max refers to, as a
+// unique symbol, and never unloads a library that has such a symbol.
 template <class T>
-inline constexpr auto kLine = static_cast<std::int64_t>(64 / sizeof(T));
+HWY_INLINE constexpr std::int64_t LineOf() {
+  return static_cast<std::int64_t>(64 / sizeof(T));
+}
 
 // What of y [count] streams: whole cache lines, `step` elements at a time. A line that is streamed
 // in parts, or streamed and stored to, waits for memory; so before and behind the range there is
@@ -282,10 +285,10 @@ inline constexpr auto kLine = static_cast<std::int64_t>(64 / sizeof(T));
 template <class T>
 HWY_INLINE Range StreamedLines(const T* y, std::int64_t count, std::int64_t lanes,
                                std::int64_t step) {
-  step = std::max(step, kLine<T>);
+  step = std::max(step, LineOf<T>());
   const auto past = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(y) % 64 / sizeof(T));
-  std::int64_t begin = past == 0 ? 0 : kLine<T> - past;
-  while (begin > 0 && begin < lanes) begin += kLine<T>;
+  std::int64_t begin = past == 0 ? 0 : LineOf<T>() - past;
+  while (begin > 0 && begin < lanes) begin += LineOf<T>();
   if (begin >= count) return {0, 0};
   std::int64_t end = begin + (count - begin) / step * step;
   if (end != count && count - end < lanes) end = std::max(begin, end - step);
