@@ -7,7 +7,7 @@ case $kind in
   shared) symbols=$(nm -DC --defined-only "$prefix/lib/libgroupnorm.so") ;;
   static) symbols=$(nm -gC --defined-only "$prefix/lib/libgroupnorm.a" | grep -E '^[0-9a-f]+ [A-TX-Z] ') ;;
 esac
-if grep -E '^[0-9a-f]+ u |groupnorm::detail::' <<<"$symbols" && [ "$kind" = shared ]; then
+if [ "$kind" = shared ] && grep -E '^[0-9a-f]+ u |groupnorm::detail::' <<<"$symbols"; then
   echo "shared: the symbols above are internal, or unique (u), with which it would never be unloaded"
   exit 1
 fi
