@@ -35,9 +35,11 @@ std::string in_words(const std::vector<std::int64_t>& shape) {
   return words + "]";
 }
 
-std::string in_words(const Tensor& x) {
-  return in_words(x.shape()) + " " + name_of(x.dtype()) + " " + name_of(x.layout());
+std::string in_words(const std::vector<std::int64_t>& shape, DType dtype, Layout layout) {
+  return in_words(shape) + " " + name_of(dtype) + " " + name_of(layout);
 }
+
+std::string in_words(const Tensor& x) { return in_words(x.shape(), x.dtype(), x.layout()); }
 
 // "name=value, name=value"
 template <class T, class... Rest>
@@ -89,27 +91,35 @@ std::shared_ptr<void> allocate(std::int64_t bytes) {
   return {block, std::align(kAlignment, static_cast<std::size_t>(bytes), aligned, space)};
 }
 
-// One number a channel in the dtype that the engine takes; empty where the layer has none.
-class Parameters {
- public:
-  Parameters(DType dtype, const std::vector<double>& values)
-      : dtype_(dtype), bytes_(values.size() * static_cast<std::size_t>(size_of(dtype))) {
-    for (std::size_t c = 0; c < values.size(); ++c) {
-      detail::store_element(dtype, bytes_.data(), static_cast<std::int64_t>(c), values[c]);
-    }
-  }
-  const void* data() const { return bytes_.empty() ? nullptr : bytes_.data(); }
-  void* data() { return bytes_.empty() ? nullptr : bytes_.data(); }
-  void add_to(std::vector<double>* values) const {
-    for (std::size_t c = 0; c < values->size(); ++c) {
-      (*values)[c] += detail::load_element(dtype_, bytes_.data(), static_cast<std::int64_t>(c));
-    }
-  }
+void grow(std::vector<std::byte>* memory, std::size_t bytes) {
+  if (memory->size() < bytes) memory->resize(bytes);
+}
 
- private:
-  DType dtype_;
-  std::vector<std::byte> bytes_;
-};
+// Null where there are none: the engine's word for gamma = 1, beta = 0, and for what is not asked.
+template <class T>
+T* data_of(std::vector<T>& values) {
+  return values.empty() ? nullptr : values.data();
+}
+template <class T>
+const T* data_of(const std::vector<T>& values) {
+  return values.empty() ? nullptr : values.data();
+}
+
+// To the dtype that the engine takes.
+void convert(const std::vector<double>& values, DType dtype, std::vector<std::byte>* out) {
+  detail::visit(dtype, [&](auto element) {
+    out->resize(values.size() * sizeof(element));
+    void* const memory = out->data();
+    auto* to = static_cast<decltype(element)*>(memory);
+    for (const double value : values) detail::from_double(value, to++);
+  });
+}
+
+void add(const std::vector<std::byte>& terms, DType dtype, std::vector<double>* sums) {
+  for (std::size_t c = 0; c < sums->size(); ++c) {
+    (*sums)[c] += detail::load_element(dtype, terms.data(), static_cast<std::int64_t>(c));
+  }
+}
 
 struct Moments {
   double mean, var;
@@ -190,8 +200,6 @@ Tensor::Tensor(const Tensor& other) : Tensor(other.shape_, other.dtype_, other.l
 
 Tensor& Tensor::operator=(const Tensor& other) { return *this = Tensor(other); }
 
-Tensor Tensor::share() const { return Tensor(shape_, dtype_, layout_, data_); }
-
 Shape Tensor::ncs() const noexcept {
   std::int64_t s = 1;
   for (std::size_t axis = 2; axis < shape_.size(); ++axis) s *= shape_[axis];
@@ -251,68 +259,161 @@ Tensor Normalization::forward(const Tensor& x) {
 
 void Normalization::forward(const Tensor& x, Tensor& y) { normalize(x, y); }
 
+Tensor Normalization::infer(const Tensor& x) const {
+  Tensor y(x.shape(), x.dtype(), x.layout());
+  infer(x, y);
+  return y;
+}
+
+void Normalization::infer(const Tensor& x, Tensor& y) const { normalize_only(x, y); }
+
 void Normalization::check_channels(const Tensor& x) const {
   if (gamma_.empty() || x.shape()[1] == static_cast<std::int64_t>(gamma_.size())) return;
   refuse("x: must have num_channels=" + std::to_string(gamma_.size()) + " channels; x is " +
          in_words(x));
 }
 
-void Normalization::check_like(const Tensor& x, const char* name, const Tensor& other) const {
-  if (other.shape() == x.shape() && other.dtype() == x.dtype() && other.layout() == x.layout()) {
-    return;
+struct Normalization::Form {
+  const std::vector<std::int64_t>& shape;
+  DType dtype;
+  Layout layout;
+
+  static Form of(const Tensor& x) { return {x.shape(), x.dtype(), x.layout()}; }
+  static Form of(const Recorded& recorded) {
+    const Spec& spec = recorded.plan->spec();
+    return {recorded.shape, spec.data, spec.layout};
   }
-  refuse(std::string(name) + ": must have x's shape, dtype and layout; x is " + in_words(x) + ", " +
+  std::string words() const { return in_words(shape, dtype, layout); }
+};
+
+void Normalization::check_like(const Form& x, const char* name, const Tensor& other) const {
+  if (other.shape() == x.shape && other.dtype() == x.dtype && other.layout() == x.layout) return;
+  refuse(std::string(name) + ": must have x's shape, dtype and layout; x is " + x.words() + ", " +
          name + " is " + in_words(other));
 }
 
-void Normalization::check_call(Status status, const Spec& spec, const Tensor& x) const {
-  if (status != Status::ok) refuse(describe(status, spec) + "; x is " + in_words(x));
+void Normalization::check_call(Status status, const Spec& spec, const Form& x) const {
+  if (status != Status::ok) refuse(describe(status, spec) + "; x is " + x.words());
 }
 
-// Copies of a layer share it.
-struct Normalization::Recorded {
-  Plan plan;
-  Tensor x;  // shares its memory
-  Parameters gamma, beta;
+// Nothing in it counts after the call but the Plan, which is that of its Spec whoever made it.
+struct Normalization::Memory {
+  std::optional<Plan> plan;
+  Values values;
+  std::vector<std::byte> workspace;
+
+  void make_room_in(Values* other) const {
+    other->gamma.reserve(values.gamma.size());
+    other->beta.reserve(values.beta.size());
+    other->mean.reserve(values.mean.size());
+    other->rstd.reserve(values.rstd.size());
+  }
 };
 
-void Normalization::normalize(const Tensor& x, Tensor& y, std::optional<Statistics> given) {
-  check_channels(x);
-  check_like(x, "y", y);
-  const DType param = x.dtype() == DType::f64 ? DType::f64 : DType::f32;
-  const Spec spec{.shape = x.ncs(),
-                  .block = block_of_(x.ncs()),
-                  .layout = x.layout(),
-                  .data = x.dtype(),
-                  .param = param,
-                  .activation = options.activation,
-                  .center = center_,
-                  .given_statistics = given.has_value(),
-                  .correction = options.correction,
-                  .eps = options.eps};
-  Plan plan;
-  check_call(Plan::make(spec, &plan), spec, x);
-  workspace_.resize(std::max(workspace_.size(), plan.workspace_bytes()));
+Normalization::Slot::~Slot() { delete memory_.load(); }
 
-  const auto recorded = std::make_shared<const Recorded>(
-      Recorded{plan, x.share(), Parameters(param, gamma_), Parameters(param, beta_)});
-  Forward args{
-      .x = x.data(), .y = y.data(), .gamma = recorded->gamma.data(), .beta = recorded->beta.data()};
-  Statistics statistics;
-  if (given) {
-    statistics = std::move(*given);
-    args.given_mean = statistics.mean.data();
-    args.given_rstd = statistics.rstd.data();
-  } else {
-    const auto blocks = static_cast<std::size_t>(plan.blocks());
-    statistics = {std::vector<double>(blocks), std::vector<double>(blocks)};
-    args.mean = statistics.mean.data();
-    args.rstd = statistics.rstd.data();
+// A Memory for the length of a call: that of the last call, or a new one where there is none. Calls
+// at the same time have one each, and that of the last to end stays.
+class Normalization::Loan {
+ public:
+  explicit Loan(Slot& slot) : slot_(slot), memory_(slot.memory_.exchange(nullptr)) {
+    if (memory_ == nullptr) memory_ = std::make_unique<Memory>();
   }
-  check_call(plan.forward(args, workspace_, options.executor), spec, x);
-  statistics_ = std::move(statistics);
-  const bool in_place = args.x == args.y;
-  recorded_ = in_place ? nullptr : recorded;
+  Loan(const Loan&) = delete;
+  Loan& operator=(const Loan&) = delete;
+  ~Loan() { memory_.reset(slot_.memory_.exchange(memory_.release())); }
+
+  Memory* get() const { return memory_.get(); }
+
+ private:
+  Slot& slot_;
+  std::unique_ptr<Memory> memory_;
+};
+
+Spec Normalization::spec_of(const Tensor& x, bool given_statistics) const {
+  return {.shape = x.ncs(),
+          .block = block_of_(x.ncs()),
+          .layout = x.layout(),
+          .data = x.dtype(),
+          .param = x.dtype() == DType::f64 ? DType::f64 : DType::f32,
+          .activation = options.activation,
+          .center = center_,
+          .given_statistics = given_statistics,
+          .correction = options.correction,
+          .eps = options.eps};
+}
+
+// All that a call needs but x and y; no statistics where they are to be computed.
+void Normalization::prepare(const Tensor& x, const Tensor& y, const Given* given,
+                            Memory* memory) const {
+  const Form form = Form::of(x);
+  check_channels(x);
+  check_like(form, "y", y);
+  const Spec spec = spec_of(x, given != nullptr);
+  if (!memory->plan || memory->plan->spec() != spec) {
+    Plan plan;
+    check_call(Plan::make(spec, &plan), spec, form);
+    memory->plan = plan;
+  }
+  grow(&memory->workspace, memory->plan->workspace_bytes());
+
+  // Anew each time: anyone may have written to gamma and beta, and to find that out would take
+  // about as long.
+  auto& [gamma, beta, mean, rstd] = memory->values;
+  convert(gamma_, spec.param, &gamma);
+  convert(beta_, spec.param, &beta);
+  mean.clear();
+  rstd.clear();
+  if (given == nullptr) return;
+  mean.assign(given->mean.begin(), given->mean.end());
+  rstd.resize(given->var.size());
+  std::ranges::transform(given->var, rstd.begin(), [&](double var) {
+    const double spread = var + spec.eps;
+    return spread == 0 ? 0 : 1 / std::sqrt(spread);  // as the engine does for a constant block
+  });
+}
+
+void Normalization::run(const Tensor& x, Tensor& y, const Given* given, Memory* memory) const {
+  auto& [gamma, beta, mean, rstd] = memory->values;
+  Forward args{.x = x.data(), .y = y.data(), .gamma = data_of(gamma), .beta = data_of(beta)};
+  if (given != nullptr) {
+    args.given_mean = data_of(mean);
+    args.given_rstd = data_of(rstd);
+  } else {
+    args.mean = data_of(mean);
+    args.rstd = data_of(rstd);
+  }
+  const Plan& plan = *memory->plan;
+  check_call(plan.forward(args, memory->workspace, options.executor), plan.spec(), Form::of(x));
+}
+
+void Normalization::normalize(const Tensor& x, Tensor& y, const Given* given) {
+  const Loan loan(slot_);
+  Memory* const memory = loan.get();
+  prepare(x, y, given, memory);
+  Values& values = memory->values;
+  if (given == nullptr) {
+    const auto blocks = static_cast<std::size_t>(memory->plan->blocks());
+    values.mean.resize(blocks);
+    values.rstd.resize(blocks);
+  }
+  // Below they change places: so the next call finds room in these, and nothing is left to fail.
+  memory->make_room_in(&recorded_.values);
+  recorded_.shape.reserve(x.shape().size());
+  run(x, y, given, memory);
+
+  const bool in_place = x.data() == y.data();
+  std::swap(recorded_.values, values);
+  recorded_.plan = memory->plan;
+  recorded_.shape = x.shape();
+  recorded_.x = in_place ? nullptr : x.data_;
+  recorded_.differentiable = !in_place;
+}
+
+void Normalization::normalize_only(const Tensor& x, Tensor& y, const Given* given) const {
+  const Loan loan(slot_);
+  prepare(x, y, given, loan.get());
+  run(x, y, given, loan.get());
 }
 
 Tensor Normalization::backward(const Tensor& dy) {
@@ -322,28 +423,35 @@ Tensor Normalization::backward(const Tensor& dy) {
 }
 
 void Normalization::backward(const Tensor& dy, Tensor& dx) {
-  if (recorded_ == nullptr) {
-    refuse("backward: must follow a forward that was not in place (y == x overwrites x)");
+  if (!recorded_.differentiable) {
+    refuse("backward: must follow forward, not infer, and not in place (y == x overwrites x)");
   }
-  const auto& [plan, x, gamma, beta] = *recorded_;
+  const Form x = Form::of(recorded_);
   check_like(x, "dy", dy);
   check_like(x, "dx", dx);
-  workspace_.resize(std::max(workspace_.size(), plan.backward_workspace_bytes()));
+  const Plan& plan = *recorded_.plan;
+  const Values& values = recorded_.values;
+  const Loan loan(slot_);
+  Memory* const memory = loan.get();
+  grow(&memory->workspace, plan.backward_workspace_bytes());
 
   // Written by the call: what they hold before does not matter.
-  Parameters dgamma = gamma, dbeta = beta;
-  const Backward args{.x = x.data(),
+  std::vector<std::byte>& dgamma = memory->values.gamma;
+  std::vector<std::byte>& dbeta = memory->values.beta;
+  dgamma.resize(values.gamma.size());
+  dbeta.resize(values.beta.size());
+  const Backward args{.x = recorded_.x.get(),
                       .dy = dy.data(),
-                      .gamma = gamma.data(),
-                      .beta = beta.data(),
-                      .mean = statistics_.mean.data(),
-                      .rstd = statistics_.rstd.data(),
+                      .gamma = data_of(values.gamma),
+                      .beta = data_of(values.beta),
+                      .mean = values.mean.data(),
+                      .rstd = values.rstd.data(),
                       .dx = dx.data(),
-                      .dgamma = dgamma.data(),
-                      .dbeta = dbeta.data()};
-  check_call(plan.backward(args, workspace_, options.executor), plan.spec(), x);
-  dgamma.add_to(&dgamma_);
-  dbeta.add_to(&dbeta_);
+                      .dgamma = data_of(dgamma),
+                      .dbeta = data_of(dbeta)};
+  check_call(plan.backward(args, memory->workspace, options.executor), plan.spec(), x);
+  add(dgamma, plan.spec().param, &dgamma_);
+  add(dbeta, plan.spec().param, &dbeta_);
 }
 
 void Normalization::zero_grad() noexcept {
@@ -400,7 +508,10 @@ BatchNormalization::BatchNormalization(std::int64_t num_channels, double eps, do
 }
 
 void BatchNormalization::forward(const Tensor& x, Tensor& y) {
-  if (!training_) return normalize(x, y, running_statistics());
+  if (!training_) {
+    const Given running = running_statistics();
+    return normalize(x, y, &running);
+  }
   const auto [n, c, s] = x.ncs();
   if (c > 0 && n * s == 1) {
     refuse("x: in training each channel must have two elements or more; x is " + in_words(x));
@@ -409,13 +520,9 @@ void BatchNormalization::forward(const Tensor& x, Tensor& y) {
   if (x.size() > 0) update(static_cast<double>(n * s));
 }
 
-Normalization::Statistics BatchNormalization::running_statistics() const {
-  Statistics statistics{running_mean_, running_var_};
-  for (double& value : statistics.rstd) {
-    const double spread = value + options.eps;
-    value = spread == 0 ? 0 : 1 / std::sqrt(spread);  // as the engine does for a constant block
-  }
-  return statistics;
+void BatchNormalization::infer(const Tensor& x, Tensor& y) const {
+  const Given running = running_statistics();
+  normalize_only(x, y, &running);
 }
 
 void BatchNormalization::update(double m) {

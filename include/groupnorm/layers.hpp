@@ -4,11 +4,13 @@
 //   groupnorm::GroupNormalization gn(/*num_groups=*/8);
 //   groupnorm::Tensor y = gn.forward(x);
 //   groupnorm::Tensor dx = gn.backward(dy);
+//   groupnorm::Tensor z = gn.infer(x);  // where no backward follows: x is not held
 #ifndef GROUPNORM_LAYERS_HPP
 #define GROUPNORM_LAYERS_HPP
 
 #include <groupnorm/groupnorm.hpp>
 
+#include <atomic>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -88,7 +90,6 @@ class GROUPNORM_API Tensor {
  private:
   friend class Normalization;
   Tensor(std::vector<std::int64_t> shape, DType dtype, Layout layout, std::shared_ptr<void> data);
-  Tensor share() const;  // of the same memory
   void check_element(std::size_t bytes) const;
 
   std::vector<std::int64_t> shape_;
@@ -97,7 +98,7 @@ class GROUPNORM_API Tensor {
   std::shared_ptr<void> data_;  // owns nothing in a view
 };
 
-// What every layer can be told; read at each forward.
+// What every layer can be told; read at each forward and infer.
 struct Options {
   double eps = 1e-5;
   Activation activation = Activation::none;
@@ -105,15 +106,24 @@ struct Options {
   Executor executor = pool();  // pool(1), {} or the caller's own threads
 };
 
-// What the layers share. They differ in the Block that they choose. One call at a time on a layer.
+// What the layers share. They differ in the Block that they choose.
+//
+// A layer keeps the Plan of its last call, and the memory of its calls for the next: forward, infer
+// and backward allocate nothing but the Tensor that they return once they have been called with a
+// tensor as large. A copy of a layer begins with no memory of this kind.
+//
+// One call at a time on a layer, but for its const functions, infer among them: several threads may
+// call them at once, as long as nothing changes the layer meanwhile. Of calls of infer at the same
+// time one finds the memory of the last; the others allocate.
 class GROUPNORM_API Normalization {
  public:
   virtual ~Normalization() = default;
 
   Options options;
 
-  // gamma and beta, one a channel: 1 and 0 until written; empty in a layer without them. They are
-  // used as f64 for an f64 tensor, rounded to f32 for every other dtype.
+  // gamma and beta, one a channel: 1 and 0 until written; empty in a layer without them. Each call
+  // of forward and infer reads them: as f64 for an f64 tensor, rounded to f32 for every other
+  // dtype.
   std::span<double> gamma() noexcept { return gamma_; }
   std::span<double> beta() noexcept { return beta_; }
   std::span<const double> gamma() const noexcept { return gamma_; }
@@ -124,13 +134,19 @@ class GROUPNORM_API Normalization {
   // Into a y that is there already and has x's shape, dtype and layout; y may be x (in place).
   virtual void forward(const Tensor& x, Tensor& y);
 
+  // The y of forward, bit by bit, where no backward is to follow: holds on to no x and leaves the
+  // layer as it is. So mean(), rstd() and backward remain those of the last forward.
+  Tensor infer(const Tensor& x) const;
+  virtual void infer(const Tensor& x, Tensor& y) const;
+
   // dx = dL/dx of the last forward, given dy = dL/dy of the same shape, dtype and layout as x; adds
   // dL/dgamma and dL/dbeta to dgamma() and dbeta(). gamma, beta and options count as they were at
   // forward, but for the executor.
   //
   // forward copies no x: it holds on to the memory of x until the next forward, and x must not be
   // changed before backward (nor released, where x is a view). So a forward in place cannot be
-  // differentiated. Throws Error after one, before any forward, or for a dy that is not as x.
+  // differentiated. Throws Error after one, before any forward, or for a dy that is not as x. Calls
+  // of infer in between change nothing.
   Tensor backward(const Tensor& dy);
   // Into a dx that is there already and has x's shape, dtype and layout; dx may be dy (in place).
   void backward(const Tensor& dy, Tensor& dx);
@@ -144,13 +160,14 @@ class GROUPNORM_API Normalization {
   void zero_grad() noexcept;
 
   // Of the last forward: one a block, [n / block.examples, c / block.channels].
-  std::span<const double> mean() const noexcept { return statistics_.mean; }
-  std::span<const double> rstd() const noexcept { return statistics_.rstd; }
+  std::span<const double> mean() const noexcept { return recorded_.values.mean; }
+  std::span<const double> rstd() const noexcept { return recorded_.values.rstd; }
 
  protected:
   using BlockOf = std::function<Block(const Shape&)>;
-  struct Statistics {
-    std::vector<double> mean, rstd;
+  // Statistics that are given instead of computed from x: one a block.
+  struct Given {
+    std::span<const double> mean, var;
   };
 
   // Without gamma and beta: any number of channels that the Block can take.
@@ -164,25 +181,63 @@ class GROUPNORM_API Normalization {
   Normalization(Normalization&&) = default;
   Normalization& operator=(Normalization&&) = default;
 
-  // forward with statistics computed, or given.
-  void normalize(const Tensor& x, Tensor& y, std::optional<Statistics> given = std::nullopt);
+  // forward and infer with statistics computed, or given.
+  void normalize(const Tensor& x, Tensor& y, const Given* given = nullptr);
+  void normalize_only(const Tensor& x, Tensor& y, const Given* given = nullptr) const;
   [[noreturn]] void refuse(const std::string& why) const;
 
  private:
+  struct Form;    // of a Tensor: shape, dtype, layout
+  struct Memory;  // of a call
+  class Loan;     // of a Memory
+
+  // What the engine reads and writes beside tensors. Vectors, so that their memory stays.
+  struct Values {
+    std::vector<std::byte> gamma, beta;  // one a channel, in the dtype of the Plan's parameters
+    std::vector<double> mean, rstd;      // one a block
+  };
+
+  // The last forward, for backward. Copies share the memory of x.
+  struct Recorded {
+    std::optional<Plan> plan;
+    Values values;
+    std::vector<std::int64_t> shape;  // of x
+    std::shared_ptr<void> x;
+    bool differentiable = false;  // false: none yet, or it was in place
+  };
+
+  // Where a call leaves its Memory for the next. A copy of a layer begins with none.
+  class GROUPNORM_API Slot {
+   public:
+    Slot() noexcept = default;
+    Slot(const Slot& /*other*/) noexcept {}
+    Slot(Slot&& other) noexcept : memory_(other.memory_.exchange(nullptr)) {}
+    Slot& operator=(const Slot& /*other*/) noexcept { return *this; }
+    Slot& operator=(Slot&& other) noexcept {
+      other.memory_ = memory_.exchange(other.memory_);
+      return *this;
+    }
+    ~Slot();
+
+   private:
+    friend class Loan;
+    std::atomic<Memory*> memory_ = nullptr;  // null also while a call has it
+  };
+
   void check_block(const Shape& shape) const;
   void check_channels(const Tensor& x) const;
-  void check_like(const Tensor& x, const char* name, const Tensor& other) const;
-  void check_call(Status status, const Spec& spec, const Tensor& x) const;
-
-  struct Recorded;  // of a forward, for backward
+  void check_like(const Form& x, const char* name, const Tensor& other) const;
+  void check_call(Status status, const Spec& spec, const Form& x) const;
+  Spec spec_of(const Tensor& x, bool given_statistics) const;
+  void prepare(const Tensor& x, const Tensor& y, const Given* given, Memory* memory) const;
+  void run(const Tensor& x, Tensor& y, const Given* given, Memory* memory) const;
 
   std::string name_;
   BlockOf block_of_;
   bool center_;
   std::vector<double> gamma_, beta_, dgamma_, dbeta_;
-  Statistics statistics_;
-  std::shared_ptr<const Recorded> recorded_;  // null: nothing that backward could differentiate
-  std::vector<std::byte> workspace_;
+  Recorded recorded_;
+  mutable Slot slot_;
 };
 
 // num_groups groups of channels, each example by itself (Wu & He, arXiv:1803.08494).
@@ -218,7 +273,8 @@ class GROUPNORM_API RmsNormalization : public Normalization {
 // In training, which it starts in, forward uses the batch's statistics and moves the running ones:
 //   running += momentum * (batch - running),   the variance divided by m - 1
 // After eval() forward uses the running statistics, which may also be written. backward goes
-// through the batch's statistics, but takes the running ones as constants.
+// through the batch's statistics, but takes the running ones as constants. infer always uses the
+// running statistics, in training too, and never moves them.
 class GROUPNORM_API BatchNormalization : public Normalization {
  public:
   explicit BatchNormalization(std::int64_t num_channels, double eps = 1e-5, double momentum = 0.1);
@@ -236,8 +292,11 @@ class GROUPNORM_API BatchNormalization : public Normalization {
   // Throws Error also in training where a channel has only one element: it has no variance.
   void forward(const Tensor& x, Tensor& y) override;
 
+  using Normalization::infer;
+  void infer(const Tensor& x, Tensor& y) const override;
+
  private:
-  Statistics running_statistics() const;
+  Given running_statistics() const noexcept { return {running_mean_, running_var_}; }
   void update(double m);
 
   double momentum_;

@@ -106,6 +106,48 @@ TEST(Allocation, FailsInALayer) {
   RecordProperty("failures", static_cast<int>(failures));
 }
 
+// A forward that fails leaves nothing of itself to mean, rstd and backward.
+TEST(Allocation, FailsInALayersNextForward) {
+  const Tensor x = ramp(), dy = ramp();
+  const Tensor larger({2, 8, 2, 100, 200}, DType::f64);
+  GroupNormalization gn(4, 8);
+  gn.forward(x);
+  const std::vector<double> mean(gn.mean().begin(), gn.mean().end());
+  const Tensor dx = gn.backward(dy);
+  std::int64_t forwards = 0;
+  const std::int64_t failures = fail_each(
+      [&] {
+        GroupNormalization copy = gn;
+        copy.gamma()[0] = 5;
+        try {
+          copy.forward(larger);
+        } catch (const std::bad_alloc&) {
+          before_failure = kNever;
+          ++forwards;
+          EXPECT_TRUE(std::equal(mean.begin(), mean.end(), copy.mean().begin(), copy.mean().end()));
+          const Tensor again = copy.backward(dy);
+          EXPECT_TRUE(same_bytes(again.data<float>(), dx.data<float>()));
+          throw;
+        }
+      },
+      [] {});
+  EXPECT_GT(forwards, 8);
+  EXPECT_GT(failures, forwards);
+}
+
+TEST(Allocation, FailsInALayersInfer) {
+  const Tensor x = ramp();
+  const GroupNormalization gn(4, 8);
+  const Tensor expected = gn.infer(x);
+  const std::int64_t failures =
+      fail_each([&] { GroupNormalization(4, 8).infer(x); },
+                [&] {
+                  const Tensor y = gn.infer(x);
+                  EXPECT_TRUE(same_bytes(y.data<float>(), expected.data<float>()));
+                });
+  EXPECT_GT(failures, 3);
+}
+
 // dgamma and dbeta hold what they held, or what the whole call adds: never a part of it.
 TEST(Allocation, FailsInALayersBackward) {
   const Tensor x = ramp();

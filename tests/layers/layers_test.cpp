@@ -13,6 +13,7 @@
 #include <memory>
 #include <random>
 #include <string>
+#include <thread>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -470,6 +471,168 @@ TEST_P(EveryLayer, BackwardRefusesAndLeavesAllAsItWas) {
   EXPECT_TRUE(std::ranges::all_of(layer->dbeta(), [](double value) { return value == 0; }));
 }
 
+// ---- What a layer keeps
+
+// The layer, in the mode in which its forward is what infer gives.
+Normalization& evaluated(Normalization& layer) {
+  if (auto* const bn = dynamic_cast<BatchNormalization*>(&layer)) bn->eval();
+  return layer;
+}
+
+// One call after another on one layer, each with something changed since the one before.
+TEST_P(EveryLayer, KeepsNothingThatHasChanged) {
+  const auto kept = this->layer();
+  evaluated(*kept);
+  int calls = 0;
+  const auto expect_fresh = [&](const Tensor& x) {
+    SCOPED_TRACE("call " + std::to_string(calls++));
+    const auto fresh = GetParam().make(6);
+    evaluated(*fresh).options = kept->options;
+    std::ranges::copy(kept->gamma(), fresh->gamma().begin());
+    std::ranges::copy(kept->beta(), fresh->beta().begin());
+    const Tensor dy = random_like(x), y = fresh->forward(x);
+    const Tensor dx = fresh->backward(dy);
+    EXPECT_TRUE(same_bits(kept->infer(x), y));
+    EXPECT_TRUE(same_bits(kept->forward(x), y));
+    EXPECT_EQ(values_of(kept->mean()), values_of(fresh->mean()));
+    EXPECT_EQ(values_of(kept->rstd()), values_of(fresh->rstd()));
+    EXPECT_TRUE(same_bits(kept->infer(x), y));
+    kept->zero_grad();
+    EXPECT_TRUE(same_bits(kept->backward(dy), dx));
+    EXPECT_EQ(values_of(kept->dgamma()), values_of(fresh->dgamma()));
+    EXPECT_EQ(values_of(kept->dbeta()), values_of(fresh->dbeta()));
+  };
+  const Tensor x = random_tensor({4, 6, 35});
+  expect_fresh(x);
+  for (double& gamma : kept->gamma()) gamma *= -2;
+  expect_fresh(x);
+  for (double& beta : kept->beta()) beta += 0.1;
+  expect_fresh(x);
+  expect_fresh(random_tensor({4, 6, 35}, DType::f64));
+  expect_fresh(random_tensor({4, 6, 35}, DType::bf16));
+  expect_fresh(random_tensor({4, 6, 35}, DType::f16));
+  expect_fresh(random_tensor({4, 6, 35}, DType::f16, Layout::channels_last));
+  expect_fresh(random_tensor({4, 6, 5, 7}, DType::f16, Layout::channels_last));
+  expect_fresh(random_tensor({1, 6, 40000}));  // needs a workspace
+  expect_fresh(random_tensor({70, 6}));
+  expect_fresh(x);
+  kept->options.eps = 0.5;
+  expect_fresh(x);
+  kept->options.activation = Activation::gelu;
+  expect_fresh(x);
+  kept->options.correction = 1;
+  expect_fresh(x);
+  kept->options.executor = {};
+  expect_fresh(x);
+}
+
+TEST_P(EveryLayer, InfersWhatForwardGives) {
+  const auto layer = this->layer();
+  layer->forward(random_tensor({4, 6, 35}));
+  evaluated(*layer);
+  const Tensor x = random_tensor({2, 6, 35}), expected = layer->forward(x);
+  EXPECT_TRUE(same_bits(layer->infer(x), expected));
+
+  Tensor y = random_like(x);
+  const void* const memory = y.data();
+  layer->infer(x, y);
+  EXPECT_EQ(y.data(), memory);
+  EXPECT_TRUE(same_bits(y, expected));
+
+  Tensor in_place = x;
+  layer->infer(in_place, in_place);
+  EXPECT_TRUE(same_bits(in_place, expected));
+  EXPECT_EQ(layer->infer(Tensor({0, 6, 5})).shape(), (std::vector<std::int64_t>{0, 6, 5}));
+}
+
+TEST_P(EveryLayer, BackwardAfterInferIsOfTheLastForward) {
+  const auto layer = this->layer();
+  const Tensor x = random_tensor({4, 6, 35}), dy = random_like(x);
+  layer->infer(x);
+  EXPECT_TRUE(layer->mean().empty());
+  expect_error([&] { layer->backward(dy); }, {"backward", "must follow forward", "not infer"});
+
+  layer->forward(x);
+  const Tensor dx = layer->backward(dy);
+  const std::vector<double> mean = values_of(layer->mean()), rstd = values_of(layer->rstd());
+  const std::vector<double> dgamma = values_of(layer->dgamma());
+  for (double& gamma : layer->gamma()) gamma += 1;
+  layer->infer(random_like(x));
+  layer->infer(random_tensor({7, 6, 50}, DType::f64, Layout::channels_last));
+  Tensor in_place = random_like(x);
+  layer->infer(in_place, in_place);
+  EXPECT_EQ(values_of(layer->mean()), mean);
+  EXPECT_EQ(values_of(layer->rstd()), rstd);
+  layer->zero_grad();
+  EXPECT_TRUE(same_bits(layer->backward(dy), dx));
+  EXPECT_EQ(values_of(layer->dgamma()), dgamma);
+}
+
+TEST_P(EveryLayer, InferRefusesAsForwardDoes) {
+  const auto layer = this->layer();
+  const Tensor x = random_tensor({4, 6, 35});
+  Tensor y({4, 6, 34});
+  expect_error([&] { layer->infer(x, y); }, {"y: must have x's shape", "y is [4, 6, 34] f32"});
+  layer->options.executor.threads = 0;
+  expect_error([&] { layer->infer(x); }, {"executor", "threads"});
+  layer->options = {.eps = -1};
+  expect_error([&] { layer->infer(x); }, {"eps", "got eps=-1", "x is [4, 6, 35]"});
+  layer->options = {};
+  if (!layer->gamma().empty()) {
+    expect_error([&] { layer->infer(random_tensor({4, 12, 5})); }, {"num_channels=6"});
+  }
+}
+
+// Of all that a refused forward could have left behind, gamma, beta and another shape.
+TEST_P(EveryLayer, BackwardForgetsARefusedForward) {
+  const auto layer = this->layer();
+  layer->options.activation = Activation::silu;
+  const Tensor x = random_tensor({4, 6, 35}), dy = random_like(x);
+  layer->forward(x);
+  const Tensor dx = layer->backward(dy);
+  const std::vector<double> mean = values_of(layer->mean()), rstd = values_of(layer->rstd());
+  for (double& gamma : layer->gamma()) gamma += 1;
+  for (double& beta : layer->beta()) beta += 1;
+  layer->options.executor.threads = 0;
+  expect_error([&] { layer->forward(random_like(x)); }, {"executor"});
+  expect_error([&] { layer->forward(random_tensor({9, 6, 3, 4}, DType::f64)); }, {"executor"});
+  layer->options.executor.threads = 1;
+  EXPECT_EQ(values_of(layer->mean()), mean);
+  EXPECT_EQ(values_of(layer->rstd()), rstd);
+  EXPECT_TRUE(same_bits(layer->backward(dy), dx));
+}
+
+TEST_P(EveryLayer, InfersForManyThreadsAtOnce) {
+  const auto made = this->layer();
+  const Normalization& layer = evaluated(*made);
+  const std::array<Tensor, 3> xs{random_tensor({2, 6, 35}), random_tensor({70, 6}, DType::f64),
+                                 random_tensor({1, 6, 9000}, DType::bf16, Layout::channels_last)};
+  std::vector<Tensor> expected;
+  expected.reserve(xs.size());
+  for (const Tensor& x : xs) expected.push_back(made->forward(x));
+  std::atomic<int> wrong = 0;
+  std::vector<std::thread> callers;
+  callers.reserve(4);
+  for (std::size_t caller = 0; caller < 4; ++caller) {
+    callers.emplace_back([&, caller] {
+      for (std::size_t i = caller; i < caller + 60; ++i) {
+        if (!same_bits(layer.infer(xs[i % 3]), expected[i % 3])) ++wrong;
+      }
+    });
+  }
+  for (std::thread& caller : callers) caller.join();
+  EXPECT_EQ(wrong, 0);
+}
+
+// Its Spec is that of a default-constructed Plan, which can do nothing.
+TEST(InstanceNormalization, TakesATensorWithoutExamplesOrChannels) {
+  InstanceNormalization in;
+  const Tensor x({0, 0});
+  EXPECT_EQ(in.infer(x).size(), 0);
+  EXPECT_EQ(in.forward(x).size(), 0);
+  EXPECT_EQ(in.backward(x).size(), 0);
+}
+
 // ---- Group normalization
 
 TEST(GroupNormalization, TakesAnyNumberOfChannelsThatItDivides) {
@@ -564,6 +727,26 @@ TEST(GroupNormalization, CopiesDifferentiateTheSameForward) {
   EXPECT_TRUE(same_bits(copy.backward(dy), gn.backward(dy)));
   copy.backward(dy);
   EXPECT_EQ(copy.dgamma()[0], 2 * gn.dgamma()[0]);
+}
+
+TEST(GroupNormalization, CopiesAndMovedLayersKeepTheirForward) {
+  const Tensor x = random_tensor({2, 4, 5}), dy = random_like(x);
+  GroupNormalization gn(2, 4);
+  fill_parameters(gn);
+  gn.forward(x);
+  const Tensor dx = gn.backward(dy);
+  GroupNormalization copy(1, 4);
+  copy.forward(random_tensor({6, 4, 50}, DType::f64));
+  copy = gn;
+  copy.gamma()[0] = 7;
+  copy.forward(random_tensor({3, 4, 9}));
+  EXPECT_TRUE(same_bits(gn.backward(dy), dx));
+
+  GroupNormalization moved = std::move(gn);
+  EXPECT_TRUE(same_bits(moved.backward(dy), dx));
+  copy = std::move(moved);
+  EXPECT_TRUE(same_bits(copy.backward(dy), dx));
+  EXPECT_TRUE(same_bits(copy.infer(x), copy.forward(x)));
 }
 
 TEST(GroupNormalization, CanBeCopiedAndMoved) {
@@ -674,6 +857,35 @@ TEST(BatchNormalization, BackwardTakesRunningStatisticsAsConstants) {
     const double exact = dy.data<float>()[i] * bn.gamma()[c] * bn.rstd()[c];
     EXPECT_NEAR(dx.data<float>()[i], exact, 3 * kEpsilon * std::fabs(exact));  // three roundings
   }
+}
+
+TEST(BatchNormalization, InfersByItsRunningStatisticsInTrainingToo) {
+  BatchNormalization bn(3, 1e-3);
+  fill_parameters(bn);
+  const Tensor x = random_tensor({4, 3, 5}), dy = random_like(x);
+  bn.forward(x);
+  const Tensor dx = bn.backward(dy);
+  const std::vector<double> running_mean = values_of(bn.running_mean());
+  const std::vector<double> running_var = values_of(bn.running_var());
+
+  const Tensor z = random_like(x), y = bn.infer(z), one = bn.infer(Tensor({1, 3}));
+  EXPECT_TRUE(bn.training());
+  EXPECT_EQ(values_of(bn.running_mean()), running_mean);
+  EXPECT_EQ(values_of(bn.running_var()), running_var);
+  EXPECT_TRUE(same_bits(bn.backward(dy), dx));
+  for (std::size_t i = 0; i < y.data<float>().size(); ++i) {
+    const std::size_t c = i / 5 % 3;
+    const double rstd = 1 / std::sqrt(running_var[c] + 1e-3);
+    const double xhat = (z.data<float>()[i] - running_mean[c]) * rstd;
+    EXPECT_NEAR(y.data<float>()[i], bn.gamma()[c] * xhat + bn.beta()[c], 1e-5);
+  }
+  bn.eval();
+  EXPECT_TRUE(same_bits(bn.forward(z), y));
+  EXPECT_TRUE(same_bits(bn.forward(Tensor({1, 3})), one));
+
+  bn.running_mean()[0] += 1;
+  EXPECT_FALSE(same_bits(bn.infer(z), y));
+  EXPECT_TRUE(same_bits(bn.infer(z), bn.forward(z)));
 }
 
 TEST(BatchNormalization, TakesRunningStatisticsThatWereWritten) {
