@@ -230,17 +230,24 @@ class Shifted {
     std::copy_n(from.data(), from.size(), data());
   }
   std::byte* data() { return memory_.data() + shift_; }
-  bool holds(const testing::Buffer& other) {
-    return std::memcmp(data(), other.data(), other.size()) == 0;
-  }
 
  private:
   std::size_t shift_;
   std::vector<std::byte> memory_;
 };
 
-bool same(const std::vector<double>& a, const std::vector<double>& b) {
-  return std::memcmp(a.data(), b.data(), a.size() * sizeof(double)) == 0;
+void check_bits(DType dtype, Shifted& actual, const testing::Buffer& expected,
+                const std::string& what) {
+  const std::string found =
+      testing::difference(dtype, actual.data(), expected.data(), expected.size());
+  check(found.empty(), "other bits " + found + ", of " + what);
+}
+
+void check_bits(const std::vector<double>& actual, const std::vector<double>& expected,
+                const std::string& what) {
+  const std::string found = testing::difference(DType::f64, actual.data(), expected.data(),
+                                                expected.size() * sizeof(double));
+  check(found.empty(), "other bits " + found + ", of " + what);
 }
 
 void call(const Plan& plan, const Forward& args, const Executor& executor) {
@@ -265,12 +272,14 @@ void check_forward(const Input& input, const Plan& plan, Data* data,
   if (args.rstd != nullptr) args.rstd = rstd.data();
   std::memset(y.data(), 0x5A, data->y.size());
   call(plan, args, executor);
-  check(y.holds(data->y) && same(mean, data->mean) && same(rstd, data->rstd),
-        "other bits by threads or misaligned, " + where);
+  const std::string apart = " by threads or misaligned, " + where;
+  check_bits(input.c.spec.data, y, data->y, "y" + apart);
+  check_bits(mean, data->mean, "mean" + apart);
+  check_bits(rstd, data->rstd, "rstd" + apart);
 
   args.y = x.data();
   call(plan, args, executor);
-  check(x.holds(data->y), "other bits in place, " + where);
+  check_bits(input.c.spec.data, x, data->y, "y in place, " + where);
 }
 
 // ---- Backward -----------------------------------------------------------------------------------
@@ -333,12 +342,14 @@ void check_backward(const Input& input, const Plan& plan, GradientData* data,
   args.dbeta = dbeta.data();
   std::memset(dx.data(), 0x5A, data->dx.size());
   call(plan, args, executor);
-  check(dx.holds(data->dx) && dgamma.holds(data->dgamma) && dbeta.holds(data->dbeta),
-        "other bits of the gradients by threads or misaligned, " + where);
+  const std::string apart = " by threads or misaligned, " + where;
+  check_bits(input.c.spec.data, dx, data->dx, "dx" + apart);
+  check_bits(input.c.spec.param, dgamma, data->dgamma, "dgamma" + apart);
+  check_bits(input.c.spec.param, dbeta, data->dbeta, "dbeta" + apart);
 
   args.dx = dy.data();
   call(plan, args, executor);
-  check(dy.holds(data->dx), "other bits of dx in place, " + where);
+  check_bits(input.c.spec.data, dy, data->dx, "dx in place, " + where);
 }
 
 // All of the machine; of a large tensor, one.

@@ -5,6 +5,7 @@
 #include <cassert>
 #include <charconv>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
@@ -420,6 +421,25 @@ std::int64_t block_of(const Spec& spec, std::int64_t index) {
   return example / spec.block.examples * (c / spec.block.channels) + channel / spec.block.channels;
 }
 
+template <class T>
+auto bits_of(T element) {
+  if constexpr (sizeof(T) == 8) {
+    return std::bit_cast<std::uint64_t>(element);
+  } else if constexpr (sizeof(T) == 4) {
+    return std::bit_cast<std::uint32_t>(element);
+  } else {
+    return std::bit_cast<std::uint16_t>(element);
+  }
+}
+
+template <class T>
+std::string bits_and_value(T element) {
+  char text[64];
+  std::snprintf(text, sizeof(text), "0x%0*llx (%.17g)", static_cast<int>(2 * sizeof(T)),
+                static_cast<unsigned long long>(bits_of(element)), detail::to_double(element));
+  return text;
+}
+
 }  // namespace
 
 std::span<const Norm> norms() { return kNorms; }
@@ -619,6 +639,20 @@ Comparison compare_gradient(const Spec& spec, const detail::ReferenceGradient& r
   take(spec.param, "dbeta", args.dbeta, params, param(reference.dbeta, reference.dbeta_scale));
   worst.error = std::max(worst.error, 0.0);
   return worst;
+}
+
+std::string difference(DType dtype, const void* actual, const void* expected, std::size_t bytes) {
+  return detail::visit(dtype, [&](auto element) -> std::string {
+    using T = decltype(element);
+    const auto* const a = static_cast<const T*>(actual);
+    const auto* const b = static_cast<const T*>(expected);
+    for (std::size_t i = 0; i < bytes / sizeof(T); ++i) {
+      if (bits_of(a[i]) == bits_of(b[i])) continue;
+      return "at " + std::to_string(i) + ": " + bits_and_value(a[i]) + ", not " +
+             bits_and_value(b[i]);
+    }
+    return {};
+  });
 }
 
 }  // namespace groupnorm::testing

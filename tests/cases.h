@@ -159,6 +159,10 @@ double gradient_bound(DType dtype);
 Comparison compare_gradient(const Spec& spec, const detail::ReferenceGradient& reference,
                             const Backward& args);
 
+// Nothing where two arrays of `bytes` bytes have the same bits, else the first elements that
+// differ: "at 17: 0x3f800001 (1.0000001192092896), not 0x3f800000 (1)".
+std::string difference(DType dtype, const void* actual, const void* expected, std::size_t bytes);
+
 }  // namespace groupnorm::testing
 
 #endif

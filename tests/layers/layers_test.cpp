@@ -8,7 +8,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <limits>
 #include <memory>
 #include <random>
@@ -51,9 +50,14 @@ void fill_parameters(Normalization& layer) {
 
 std::int64_t bytes_of(const Tensor& x) { return x.size() * detail::size_of(x.dtype()); }
 
-bool same_bits(const Tensor& a, const Tensor& b) {
-  return a.shape() == b.shape() && a.dtype() == b.dtype() && a.layout() == b.layout() &&
-         std::memcmp(a.data(), b.data(), static_cast<std::size_t>(bytes_of(a))) == 0;
+::testing::AssertionResult same_bits(const Tensor& actual, const Tensor& expected) {
+  if (actual.shape() != expected.shape() || actual.dtype() != expected.dtype() ||
+      actual.layout() != expected.layout()) {
+    return ::testing::AssertionFailure() << "another shape, dtype or layout";
+  }
+  const std::string found = difference(expected.dtype(), actual.data(), expected.data(),
+                                       static_cast<std::size_t>(bytes_of(expected)));
+  return found.empty() ? ::testing::AssertionSuccess() : ::testing::AssertionFailure() << found;
 }
 
 // What a layer has to compute on x: the Spec and its parameters, in the dtypes of the engine.
