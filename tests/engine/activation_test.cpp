@@ -7,6 +7,9 @@
 namespace groupnorm::testing {
 namespace {
 
+using Activations = EachTarget;
+INSTANTIATE_TEST_SUITE_P(Targets, Activations, ::testing::ValuesIn(targets()), target_name);
+
 template <class T>
 std::vector<T> activated(const std::vector<T>& x, Activation activation, const char* target) {
   const auto count = static_cast<std::int64_t>(x.size());
@@ -34,36 +37,33 @@ std::vector<T> samples() {
 // In eps (1 + |z|): the arithmetic of f32 with exp and erfc to 1e-7 relative, and that of f64 with
 // Highway's exp, good to one place.
 template <class T>
-void expect_close(Activation activation) {
+void expect_close(Activation activation, const char* target) {
   const std::vector<T> x = samples<T>();
-  for (const char* const target : targets()) {
-    const std::vector<T> y = activated(x, activation, target);
-    for (std::size_t i = 0; i < x.size(); ++i) {
-      const auto z = static_cast<double>(x[i]);
-      const double expected = detail::reference_activation(activation, z);
-      const double unit =
-          static_cast<double>(std::numeric_limits<T>::epsilon()) * (1 + std::fabs(z));
-      ASSERT_LE(std::fabs(static_cast<double>(y[i]) - expected), 2 * unit)
-          << name_of(kActivations, activation) << "(" << z << ") on " << target;
-    }
+  const std::vector<T> y = activated(x, activation, target);
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    const auto z = static_cast<double>(x[i]);
+    const double expected = detail::reference_activation(activation, z);
+    const double unit = static_cast<double>(std::numeric_limits<T>::epsilon()) * (1 + std::fabs(z));
+    ASSERT_LE(std::fabs(static_cast<double>(y[i]) - expected), 2 * unit)
+        << name_of(kActivations, activation) << "(" << z << "), element " << i << ": expected "
+        << expected << ", got " << y[i];
   }
 }
 
-TEST(Activation, Float) {
-  for (const auto& named : kActivations) expect_close<float>(named.value);
+TEST_P(Activations, Float) {
+  for (const auto& named : kActivations) expect_close<float>(named.value, target());
 }
 
-TEST(Activation, Double) {
-  for (const auto& named : kActivations) expect_close<double>(named.value);
+TEST_P(Activations, Double) {
+  for (const auto& named : kActivations) expect_close<double>(named.value, target());
 }
 
-TEST(Activation, KeepsNotANumber) {
+TEST_P(Activations, KeepNotANumber) {
   const std::vector<float> x(64, std::numeric_limits<float>::quiet_NaN());
-  for (const char* const target : targets()) {
-    for (const auto& named : kActivations) {
-      for (const float y : activated(x, named.value, target)) {
-        ASSERT_TRUE(std::isnan(y)) << named.name << " on " << target;
-      }
+  for (const auto& named : kActivations) {
+    const std::vector<float> y = activated(x, named.value, target());
+    for (std::size_t i = 0; i < y.size(); ++i) {
+      ASSERT_TRUE(std::isnan(y[i])) << named.name << ", element " << i << ": " << y[i];
     }
   }
 }

@@ -2,12 +2,19 @@
 // anywhere in a batch, fused or split, in place or not.
 #include "engine.h"
 
-#include "dtype.h"
-
 #include <cstring>
 
 namespace groupnorm::testing {
 namespace {
+
+using Bits = EachTarget;
+INSTANTIATE_TEST_SUITE_P(Targets, Bits, ::testing::ValuesIn(targets()), target_name);
+
+constexpr std::uint64_t kSeed = 1;
+
+std::string place(const Case& c) {
+  return c.name + ", " + name_of(kLayouts, c.spec.layout) + ", seed " + std::to_string(kSeed);
+}
 
 // Of every case but those that differ by nothing a schedule sees.
 std::vector<Case> schedules() {
@@ -21,10 +28,6 @@ std::vector<Case> schedules() {
   // are few, one by one where they are many.
   list.push_back({.name = "small blocks", .spec = group_spec({10, 100, 40}, 20)});
   return list;
-}
-
-bool same_bytes(const Buffer& a, const Buffer& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size()) == 0;
 }
 
 struct Result {
@@ -42,78 +45,71 @@ Result result(const Plan& plan, const Data& data, const Executor& executor) {
   return result;
 }
 
-TEST(Bits, ThreadsAndOrder) {
+TEST_P(Bits, ThreadsAndOrder) {
   for (const Case& c : schedules()) {
-    const Data data = make_data(c, 1);
-    for (const char* const target : targets()) {
-      SCOPED_TRACE(c.name + ", " + target);
-      const Plan plan = make_plan(c.spec, target);
-      const Result alone = result(plan, data, {});
-      for (const int threads : {2, 3, 4, 5, 6, 7, 8}) {
-        const Result shared = result(plan, data, backwards(threads));
-        ASSERT_TRUE(same_bytes(alone.y, shared.y)) << threads << " threads";
-        ASSERT_EQ(alone.mean, shared.mean);
-        ASSERT_EQ(alone.rstd, shared.rstd);
-      }
+    const Data data = make_data(c, kSeed);
+    const Plan plan = make_plan(c.spec, target());
+    const Result alone = result(plan, data, {});
+    for (const int threads : {2, 3, 4, 5, 6, 7, 8}) {
+      SCOPED_TRACE(place(c) + ", " + std::to_string(threads) + " threads");
+      const Result shared = result(plan, data, backwards(threads));
+      ASSERT_TRUE(same_bits(c.spec.data, shared.y, alone.y));
+      ASSERT_TRUE(same_bits(shared.mean, alone.mean));
+      ASSERT_TRUE(same_bits(shared.rstd, alone.rstd));
     }
   }
 }
 
-TEST(Bits, InPlace) {
+TEST_P(Bits, InPlace) {
   for (const Case& c : schedules()) {
-    const Data data = make_data(c, 1);
-    for (const char* const target : targets()) {
-      const Plan plan = make_plan(c.spec, target);
-      const Result apart = result(plan, data, {});
-      for (const int threads : {1, 3}) {
-        Buffer both(data.x.size());
-        std::memcpy(both.data(), data.x.data(), both.size());
-        Forward args = data.forward;
-        args.x = args.y = both.data();
-        args.mean = args.rstd = nullptr;
-        run(plan, args, backwards(threads));
-        ASSERT_TRUE(same_bytes(apart.y, both))
-            << c.name << ", " << target << ", " << threads << " threads";
-      }
+    const Data data = make_data(c, kSeed);
+    const Plan plan = make_plan(c.spec, target());
+    const Result apart = result(plan, data, {});
+    for (const int threads : {1, 3}) {
+      Buffer both(data.x.size());
+      std::memcpy(both.data(), data.x.data(), both.size());
+      Forward args = data.forward;
+      args.x = args.y = both.data();
+      args.mean = args.rstd = nullptr;
+      run(plan, args, backwards(threads));
+      ASSERT_TRUE(same_bits(c.spec.data, both, apart.y))
+          << place(c) << ", " << threads << " threads";
     }
   }
 }
 
 // Each example of a batch, against the same example by itself. Of the last shape, the batch is
 // large enough that its chunks would not be those of one example if it had a say in them.
-TEST(Bits, AnExampleAloneOrInABatch) {
+TEST_P(Bits, AnExampleAloneOrInABatch) {
   constexpr Shape kShapes[] = {{5, 8, 49},    {3, 6, 4096}, {7, 32, 1},  {4, 64, 640},
                                {2, 3, 40001}, {6, 12, 5},   {9, 16, 64}, {3, 6, 250001}};
-  for (const char* const target : targets()) {
-    for (const Shape& shape : kShapes) {
-      const auto groups = static_cast<std::size_t>(shape.c / 2);
-      for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
-        for (const int threads : {1, 4}) {
-          const Case batch{.name = "batch", .spec = group_spec(shape, shape.c / 2, layout)};
-          Data data = make_data(batch, 2);
-          run(make_plan(batch.spec, target), data.forward, backwards(threads));
-          const Spec one = group_spec({1, shape.c, shape.s}, shape.c / 2, layout);
-          const std::size_t bytes = data.x.size() / static_cast<std::size_t>(shape.n);
-          for (std::int64_t n = 0; n < shape.n; ++n) {
-            const std::size_t at = static_cast<std::size_t>(n) * bytes;
-            Buffer y(bytes);
-            Forward args = data.forward;
-            args.x = data.x.data() + at;
-            args.y = y.data();
-            std::vector<double> mean(groups), rstd(groups);
-            args.mean = mean.data();
-            args.rstd = rstd.data();
-            run(make_plan(one, target), args);
-            const std::size_t first = static_cast<std::size_t>(n) * groups;
-            const auto same = [](const void* a, const void* b, std::size_t count) {
-              return std::memcmp(a, b, count) == 0;
-            };
-            ASSERT_TRUE(same(y.data(), data.y.data() + at, bytes) &&
-                        same(mean.data(), data.mean.data() + first, groups * sizeof(double)) &&
-                        same(rstd.data(), data.rstd.data() + first, groups * sizeof(double)))
-                << target << ", example " << n << " of " << shape.n << "x" << shape.c << "x"
-                << shape.s << ", " << name_of(kLayouts, layout);
-          }
+  for (const Shape& shape : kShapes) {
+    const auto groups = static_cast<std::size_t>(shape.c / 2);
+    for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
+      for (const int threads : {1, 4}) {
+        const Case batch{.name = std::to_string(shape.n) + "x" + std::to_string(shape.c) + "x" +
+                                 std::to_string(shape.s),
+                         .spec = group_spec(shape, shape.c / 2, layout)};
+        Data data = make_data(batch, kSeed);
+        run(make_plan(batch.spec, target()), data.forward, backwards(threads));
+        const Spec one = group_spec({1, shape.c, shape.s}, shape.c / 2, layout);
+        const std::size_t bytes = data.x.size() / static_cast<std::size_t>(shape.n);
+        for (std::int64_t n = 0; n < shape.n; ++n) {
+          SCOPED_TRACE(place(batch) + ", " + std::to_string(threads) + " threads, example " +
+                       std::to_string(n));
+          const std::size_t at = static_cast<std::size_t>(n) * bytes;
+          Buffer y(bytes);
+          Forward args = data.forward;
+          args.x = data.x.data() + at;
+          args.y = y.data();
+          std::vector<double> mean(groups), rstd(groups);
+          args.mean = mean.data();
+          args.rstd = rstd.data();
+          run(make_plan(one, target()), args);
+          const std::size_t first = static_cast<std::size_t>(n) * groups;
+          ASSERT_TRUE(same_bits(DType::f32, y.data(), data.y.data() + at, bytes));
+          ASSERT_TRUE(same_bits(mean, std::span(data.mean).subspan(first, groups)));
+          ASSERT_TRUE(same_bits(rstd, std::span(data.rstd).subspan(first, groups)));
         }
       }
     }
@@ -121,28 +117,23 @@ TEST(Bits, AnExampleAloneOrInABatch) {
 }
 
 // Streaming stores are chosen by size, and never in place. Rows begin and end anywhere in a line.
-void expect_same_bytes_in_place(const Shape& shape) {
-  for (const char* const target : targets()) {
+TEST_P(Bits, StreamingStores) {
+  for (const std::int64_t s : {257, 272, 285, 301, 64 * 64 + 3}) {
+    const Shape shape{(std::int64_t{1} << 16) / s + 1, 32, s};
     for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
       for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
-        Case c{.name = "large", .spec = group_spec(shape, 8, layout)};
+        Case c{
+            .name = std::string("large, ") + name_of(kDTypes, dtype) + ", s " + std::to_string(s),
+            .spec = group_spec(shape, 8, layout)};
         c.spec.data = dtype;
-        Data large = make_data(c, 3);
-        run(make_plan(c.spec, target), large.forward, backwards(2));
-        Data in_place = make_data(c, 3);
+        Data large = make_data(c, kSeed);
+        run(make_plan(c.spec, target()), large.forward, backwards(2));
+        Data in_place = make_data(c, kSeed);
         in_place.forward.y = in_place.x.data();
-        run(make_plan(c.spec, target), in_place.forward);
-        ASSERT_TRUE(same_bytes(large.y, in_place.x))
-            << target << ", " << name_of(kLayouts, layout) << ", " << name_of(kDTypes, dtype)
-            << ", s = " << shape.s;
+        run(make_plan(c.spec, target()), in_place.forward);
+        ASSERT_TRUE(same_bits(dtype, in_place.x, large.y)) << place(c);
       }
     }
-  }
-}
-
-TEST(Bits, StreamingStores) {
-  for (const std::int64_t s : {257, 272, 285, 301, 64 * 64 + 3}) {
-    expect_same_bytes_in_place({(std::int64_t{1} << 16) / s + 1, 32, s});
   }
 }
 

@@ -15,6 +15,9 @@ namespace {
 
 using namespace detail;
 
+using Conversion = EachTarget;
+INSTANTIATE_TEST_SUITE_P(Targets, Conversion, ::testing::ValuesIn(targets()), target_name);
+
 constexpr std::int64_t kAll = 65536;
 constexpr std::int64_t kRow = 4096;
 
@@ -52,55 +55,52 @@ void expect_rounded(const char* target, float a, float b) {
     const float x = to_float(T{static_cast<std::uint16_t>(i)});
     const T actual = y[static_cast<std::size_t>(i)];
     if (std::isnan(x)) {
-      ASSERT_TRUE(std::isnan(to_float(actual))) << target << ", bits " << i;
+      ASSERT_TRUE(std::isnan(to_float(actual))) << "bits " << i;
       continue;
     }
     // a or b is trivial in every call, so that the f32 arithmetic rounds once with FMA or without.
     ASSERT_EQ(rounded<T>(static_cast<double>(a * x + b)).bits, actual.bits)
-        << target << ", " << a << " * " << x << " + " << b;
+        << (std::is_same_v<T, F16> ? "f16" : "bf16") << ", " << a << " * " << x << " + " << b
+        << ", bits " << i;
   }
 }
 
-TEST(Conversion, EveryNumberOnEveryTarget) {
-  for (const char* const target : targets()) {
-    for (const float a :
-         {1.0F, -1.0F, 1.0009766F, 0.99902344F, 1e-3F, 1e4F, 0x1p-14F, 3.1415927F}) {
-      expect_rounded<F16>(target, a, 0);
-      expect_rounded<BF16>(target, a, 0);
-    }
-    for (const float b : {0x1p-25F, 1.5F * 0x1p-25F, 0x1p-12F, 1.0F / 3, 15.99F}) {
-      expect_rounded<F16>(target, 1, b);
-      expect_rounded<BF16>(target, 1, b);
-    }
+TEST_P(Conversion, EveryNumber) {
+  for (const float a : {1.0F, -1.0F, 1.0009766F, 0.99902344F, 1e-3F, 1e4F, 0x1p-14F, 3.1415927F}) {
+    expect_rounded<F16>(target(), a, 0);
+    expect_rounded<BF16>(target(), a, 0);
+  }
+  for (const float b : {0x1p-25F, 1.5F * 0x1p-25F, 0x1p-12F, 1.0F / 3, 15.99F}) {
+    expect_rounded<F16>(target(), 1, b);
+    expect_rounded<BF16>(target(), 1, b);
   }
 }
 
 // Rounding up the bits of some NaN would carry into the sign: they must not become numbers.
-TEST(Conversion, NotANumberWhateverItsBits) {
+TEST_P(Conversion, NotANumberWhateverItsBits) {
   const auto every_bit = std::bit_cast<float>(0x7FFFFFFFU);
   const auto every_bit_of_64 = std::bit_cast<double>(0x7FFFFFFFFFFFFFFFULL);
-  for (const char* const target : targets()) {
-    for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
-      for (const int which : {0, 1, 2, 3}) {
-        Spec spec = group_spec({1, 64, 40}, 1);
-        spec.data = DType::bf16;
-        spec.layout = layout;
-        spec.given_statistics = true;
-        const std::vector<BF16> x(std::size_t{64} * 40, rounded<BF16>(1));
-        std::vector<BF16> y(x.size());
-        const std::vector<float> gamma(64, which == 0 ? every_bit : 1);
-        const std::vector<float> beta(64, which == 1 ? every_bit : 0);
-        const double mean = which == 2 ? every_bit_of_64 : 0;
-        const double rstd = which == 3 ? every_bit_of_64 : 1;
-        run(make_plan(spec, target), {.x = x.data(),
+  for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
+    for (const int which : {0, 1, 2, 3}) {
+      Spec spec = group_spec({1, 64, 40}, 1);
+      spec.data = DType::bf16;
+      spec.layout = layout;
+      spec.given_statistics = true;
+      const std::vector<BF16> x(std::size_t{64} * 40, rounded<BF16>(1));
+      std::vector<BF16> y(x.size());
+      const std::vector<float> gamma(64, which == 0 ? every_bit : 1);
+      const std::vector<float> beta(64, which == 1 ? every_bit : 0);
+      const double mean = which == 2 ? every_bit_of_64 : 0;
+      const double rstd = which == 3 ? every_bit_of_64 : 1;
+      run(make_plan(spec, target()), {.x = x.data(),
                                       .y = y.data(),
                                       .gamma = gamma.data(),
                                       .beta = beta.data(),
                                       .given_mean = &mean,
                                       .given_rstd = &rstd});
-        for (const BF16 value : y) {
-          ASSERT_TRUE(std::isnan(to_float(value))) << target << ", the NaN is argument " << which;
-        }
+      for (std::size_t i = 0; i < y.size(); ++i) {
+        ASSERT_TRUE(std::isnan(to_float(y[i])))
+            << name_of(kLayouts, layout) << ", the NaN is argument " << which << ", element " << i;
       }
     }
   }

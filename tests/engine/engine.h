@@ -1,4 +1,4 @@
-// What the engine's tests share: run a Spec on a target, and say where it happened.
+// What the engine's tests share: one test a target, to run a Spec on it, and to say what is wrong.
 #ifndef GROUPNORM_TESTS_ENGINE_ENGINE_H
 #define GROUPNORM_TESTS_ENGINE_ENGINE_H
 
@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdlib>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "cases.h"
@@ -19,6 +20,19 @@ namespace groupnorm::testing {
 inline bool long_tests() {
   const char* const asked = std::getenv("GROUPNORM_LONG_TESTS");
   return asked != nullptr && *asked == '1';
+}
+
+// A suite whose tests each instruction set of the machine takes by itself,
+// Targets/Bits.InPlace/avx2:
+//   using Bits = EachTarget;
+//   INSTANTIATE_TEST_SUITE_P(Targets, Bits, ::testing::ValuesIn(targets()), target_name);
+//   TEST_P(Bits, InPlace) { ... target() ... }
+class EachTarget : public ::testing::TestWithParam<const char*> {
+ protected:
+  static const char* target() { return GetParam(); }
+};
+inline std::string target_name(const ::testing::TestParamInfo<const char*>& info) {
+  return info.param;
 }
 
 inline Plan make_plan(const Spec& spec, const char* target) {
@@ -53,6 +67,37 @@ inline std::vector<float> normalized(const Spec& spec, std::span<const float> x,
   std::vector<float> y(x.size());
   run(make_plan(spec, target), {.x = x.data(), .y = y.data()});
   return y;
+}
+
+// The worst element is off by no more than `bound`, in the units of Comparison.
+inline ::testing::AssertionResult within(const Comparison& worst, double bound) {
+  if (worst.error <= bound) return ::testing::AssertionSuccess();
+  return ::testing::AssertionFailure()
+         << "error " << worst.error << " of " << bound << " at " << worst.tensor << "["
+         << worst.index << "]: expected " << worst.expected << ", got " << worst.actual;
+}
+
+// Not compared as numbers: 0 is not -0, and a NaN is itself.
+inline ::testing::AssertionResult same_bits(DType dtype, const void* actual, const void* expected,
+                                            std::size_t bytes) {
+  const std::string found = difference(dtype, actual, expected, bytes);
+  return found.empty() ? ::testing::AssertionSuccess() : ::testing::AssertionFailure() << found;
+}
+
+inline ::testing::AssertionResult same_bits(DType dtype, const Buffer& actual,
+                                            const Buffer& expected) {
+  if (actual.size() != expected.size()) {
+    return ::testing::AssertionFailure() << actual.size() << " bytes, not " << expected.size();
+  }
+  return same_bits(dtype, actual.data(), expected.data(), expected.size());
+}
+
+inline ::testing::AssertionResult same_bits(std::span<const double> actual,
+                                            std::span<const double> expected) {
+  if (actual.size() != expected.size()) {
+    return ::testing::AssertionFailure() << actual.size() << " numbers, not " << expected.size();
+  }
+  return same_bits(DType::f64, actual.data(), expected.data(), expected.size_bytes());
 }
 
 }  // namespace groupnorm::testing

@@ -11,22 +11,23 @@
 namespace groupnorm::testing {
 namespace {
 
+using Target = EachTarget;
+INSTANTIATE_TEST_SUITE_P(Targets, Target, ::testing::ValuesIn(targets()), target_name);
+
 TEST(Target, EachIsListedOnce) {
   ASSERT_FALSE(targets().empty());
   std::set<std::string> names(targets().begin(), targets().end());
   EXPECT_EQ(names.size(), targets().size());
 }
 
-TEST(Target, TheOneAskedForRuns) {
-  for (const char* const target : targets()) {
-    for (const auto& dtype : kDTypes) {
-      Spec spec = group_spec({1, 4, 10}, 2);
-      spec.data = spec.param = dtype.value;
-      EXPECT_STREQ(make_plan(spec, target).target(), target);
-      const detail::Kernels* kernels = nullptr;
-      ASSERT_EQ(detail::find_kernels(target, dtype.value, &kernels), Status::ok);
-      EXPECT_STREQ(kernels->target, target) << "the table's own name";
-    }
+TEST_P(Target, TheOneAskedForRuns) {
+  for (const auto& dtype : kDTypes) {
+    Spec spec = group_spec({1, 4, 10}, 2);
+    spec.data = spec.param = dtype.value;
+    EXPECT_STREQ(make_plan(spec, target()).target(), target()) << dtype.name;
+    const detail::Kernels* kernels = nullptr;
+    ASSERT_EQ(detail::find_kernels(target(), dtype.value, &kernels), Status::ok);
+    EXPECT_STREQ(kernels->target, target()) << "the table's own name, " << dtype.name;
   }
 }
 
