@@ -1,11 +1,11 @@
 // Backward: reduce -> fold -> apply, by the walk and the schedule that the plan chose (plan.h).
 #include "call.h"
+#include "columns.h"
 #include "gradient.h"
-#include "gradient_columns.h"
-#include "gradient_rows.h"
-#include "gradient_runs.h"
+#include "layer_gradient.h"
 #include "parallel.h"
 #include "plan.h"
+#include "rows.h"
 #include "validate.h"
 
 #include <algorithm>
@@ -30,11 +30,8 @@ class GradientPass {
     const std::int64_t pieces = schedule.units * walk_.chunks();
     if (wants_dx && wants_sums && !splits(schedule, executor_.threads)) {
       // A thread reduces and then applies one unit after another, while it lies in its cache.
-      const bool takes_whole = walk_.whole() && !gradient_.call.spec.given_statistics;
       parallel_for(gradient_.call, executor_, schedule.units,
-                   [&](std::int64_t begin, std::int64_t end) {
-                     takes_whole ? whole(begin, end) : fused(begin, end);
-                   });
+                   [&](std::int64_t begin, std::int64_t end) { fused(begin, end); });
       return;
     }
     if (wants_sums) {
@@ -54,33 +51,13 @@ class GradientPass {
     }
   }
 
+  // Units [begin, end), each summed and applied: by the kernels that do both, as far as they go.
   void fused(std::int64_t begin, std::int64_t end) const {
     for (std::int64_t unit = begin; unit < end; ++unit) {
+      unit += walk_.differentiate(unit, end);
+      if (unit == end) return;
       reduce(unit * walk_.chunks(), (unit + 1) * walk_.chunks());
       apply(unit * walk_.chunks(), (unit + 1) * walk_.chunks());
-    }
-  }
-
-  // Units [begin, end) of one block, one run and one chunk each.
-  void whole(std::int64_t begin, std::int64_t end) const {
-    const Call& call = gradient_.call;
-    const Spec& spec = call.spec;
-    const Backward& args = gradient_.args;
-    const std::int64_t channels = spec.block.channels, groups = spec.shape.c / channels;
-    const std::int64_t run = channels * spec.shape.s;
-    for (std::int64_t unit = begin; unit < end;) {
-      const std::int64_t example = unit / groups, group = unit % groups;
-      const std::int64_t units = std::min(end - unit, groups - group);
-      const std::int64_t done = call.kernels.gradients->differentiate_blocks(
-          {call.x(unit * run), gradient_.dy(unit * run), gradient_.dx(unit * run), units, channels,
-           spec.shape.s, call.params(example, group * channels),
-           spec.center ? args.mean + unit : nullptr, args.rstd + unit, gradient_rule(call),
-           spec.activation, call.store,
-           gradient_.sums + gradient_.map.index(example, group * channels, 0)});
-      unit += done;
-      if (done == units) continue;
-      fused(unit, unit + 1);
-      ++unit;
     }
   }
 
@@ -150,7 +127,7 @@ class Params {
   }
 
   void add(std::int64_t span, Range tile, GradientSums* total) const {
-    if (gradient_.map.runs) {
+    if (gradient_.map.by_elements) {
       const GradientSums* const sums = gradient_.sums + gradient_.map.index(span, tile.begin, 0);
       for (std::int64_t i = 0; i < tile.size(); ++i) {
         total[i].dz += sums[i].dz;
@@ -163,7 +140,7 @@ class Params {
     for (std::int64_t c = tile.begin; c < tile.end;) {
       const std::int64_t group = c / channels, end = std::min(tile.end, (group + 1) * channels);
       const Statistics own = gradient_.statistics(row * groups + group);
-      const double mean_lo = split_as(gradient_.call, own.mean).lo;
+      const double mean_lo = gradient_.call.split(own.mean).lo;
       for (; c < end; ++c) {
         const GradientSums sums = gradient_.total(span, c);
         total[c - tile.begin].dz += sums.dz;
@@ -209,14 +186,14 @@ void write_nothing(const Spec& spec, const Backward& args) {
 
 std::size_t Plan::backward_workspace_bytes() const noexcept {
   if (schedule_.units == 0) return 0;
-  const detail::SumsMap map(spec_, schedule_, kernels_->lanes);
+  const detail::SumsMap map(spec_, schedule_);
   return static_cast<std::size_t>(map.size()) * sizeof(detail::GradientSums) +
          alignof(detail::GradientSums) - 1;
 }
 
 Status Plan::backward(const Backward& args, std::span<std::byte> workspace,
                       const Executor& executor) const noexcept {
-  if (kernels_ == nullptr) return Status::not_planned;
+  if (target_ == nullptr) return Status::not_planned;
   if (const Status status = detail::check_executor(executor); status != Status::ok) return status;
   if (detail::is_empty(spec_.shape)) {
     const Status status = detail::check_backward_of_nothing(spec_, args);
@@ -227,23 +204,24 @@ Status Plan::backward(const Backward& args, std::span<std::byte> workspace,
       detail::check_backward(spec_, blocks(), args, workspace, backward_workspace_bytes());
   if (status != Status::ok) return status;
 
-  const Forward forward{.x = args.x, .gamma = args.gamma, .beta = args.beta};
+  const bool reads_beta = spec_.activation != Activation::none;
+  const Forward forward{.x = args.x, .gamma = args.gamma, .beta = reads_beta ? args.beta : nullptr};
   const auto store =
       schedule_.streaming && args.dx != args.dy ? detail::Store::streaming : detail::Store::cached;
-  const detail::Call call{spec_, schedule_, *kernels_, forward, store};
+  const detail::Call call{spec_, schedule_, *target_, forward, store};
   void* aligned = workspace.data();
   std::size_t room = workspace.size();
   auto* const sums = static_cast<detail::GradientSums*>(
       std::align(alignof(detail::GradientSums), sizeof(detail::GradientSums), aligned, room));
-  const detail::SumsMap map(spec_, schedule_, kernels_->lanes);
+  const detail::SumsMap map(spec_, schedule_);
   const detail::GradientCall gradient{call, args, map, sums};
 
   const std::int64_t bytes = spec_.shape.n * spec_.shape.c * spec_.shape.s * call.element;
   const Executor alone;
   const bool small = bytes < detail::kParallelBytes;
   const Executor& used = small || executor.run == nullptr ? alone : executor;
-  if (map.runs) {
-    detail::GradientRuns(gradient).run(used);
+  if (map.by_elements) {
+    detail::LayerGradient(gradient).run(used);
   } else if (schedule_.columns) {
     detail::GradientPass<detail::GradientColumns>(gradient, used).run();
   } else {

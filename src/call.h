@@ -1,12 +1,12 @@
-// One forward call as its parts see it: addresses, coefficients, and the moments of one run.
+// One call as its parts see it: addresses, parameters, coefficients, and moments that can be used.
 #ifndef GROUPNORM_SRC_CALL_H
 #define GROUPNORM_SRC_CALL_H
 
 #include "dtype.h"
-#include "extreme.h"
 #include "fold.h"
 #include "kernels/kernels.h"
 #include "parallel.h"
+#include "tuning.h"
 
 #include <groupnorm/groupnorm.hpp>
 
@@ -18,36 +18,33 @@
 
 namespace groupnorm::detail {
 
+inline const void* offset(const void* data, std::int64_t bytes) {
+  return data == nullptr ? nullptr : static_cast<const std::byte*>(data) + bytes;
+}
+
 // What every part of a call needs to know.
 struct Call {
   const Spec& spec;
   const Schedule& schedule;
-  const Kernels& kernels;
+  const Target& target;
   const Forward& args;
   Store store;
+  const Kernels& kernels = target.of(spec.data);
   std::int64_t element = size_of(spec.data);
-  std::int64_t param = size_of(spec.param);
-  std::int64_t compute = spec.data == DType::f64 ? 8 : 4;  // bytes of the compute type
 
-  const void* x(std::int64_t index) const {
-    return static_cast<const std::byte*>(args.x) + index * element;
-  }
+  const void* x(std::int64_t index) const { return offset(args.x, index * element); }
   void* y(std::int64_t index) const { return static_cast<std::byte*>(args.y) + index * element; }
 
-  // gamma or beta from `channel` of `example` on; null stays null.
-  const void* param_at(const void* data, std::int64_t example, std::int64_t channel) const {
-    if (data == nullptr) return nullptr;
-    const std::int64_t index = example * spec.param_stride + channel;
-    return static_cast<const std::byte*>(data) + index * param;
-  }
+  // From `channel` of `example` on.
   Parameters params(std::int64_t example, std::int64_t channel) const {
-    return {param_at(args.gamma, example, channel), param_at(args.beta, example, channel),
-            spec.param != spec.data};
+    const std::int64_t bytes = (example * spec.param_stride + channel) * size_of(spec.param);
+    return {offset(args.gamma, bytes), offset(args.beta, bytes), spec.param};
   }
-  double param_value(const void* data, std::int64_t example, std::int64_t channel,
-                     double missing) const {
-    return data == nullptr ? missing
-                           : load_element(spec.param, param_at(data, example, channel), 0);
+
+  DType compute() const { return spec.data == DType::f64 ? DType::f64 : DType::f32; }
+  // The part of a mean that the compute type holds, and the rest.
+  Split split(double mean) const {
+    return compute() == DType::f64 ? split_as<double>(mean) : split_as<float>(mean);
   }
 };
 
@@ -61,17 +58,15 @@ void parallel_for(const Call& call, const Executor& executor, std::int64_t count
   });
 }
 
-// A kernel's m2 can be used from here on, and not where it is NaN: its sums were sound, and no
-// squares underflowed in f32 that an eps as good as 0 would not hide.
-inline double trusted_m2(const Call& call, double count) {
-  const bool hidden = call.spec.data == DType::f64 || call.spec.eps >= 0x1p-100;
-  return hidden ? -std::numeric_limits<double>::infinity() : count * 0x1p-100;
+// A kernel's m2 can be used from this times the count on, and not where it is NaN: its sums were
+// sound, and no squares underflowed in f32 that an eps as good as 0 would not hide.
+inline double least_m2(const Spec& spec) {
+  const bool hidden = spec.data == DType::f64 || spec.eps >= 0x1p-100;
+  return hidden ? -std::numeric_limits<double>::infinity() : 0x1p-100;
 }
 
-inline Moments trusted(const Call& call, std::int64_t index, std::int64_t count,
-                       const Moments& moments) {
-  if (moments.m2 >= trusted_m2(call, moments.count)) return moments;
-  return extreme_moments(call.spec.data, call.x(index), count, 1);
+inline bool trusted(const Call& call, double count, double m2) {
+  return m2 >= count * least_m2(call.spec);
 }
 
 // Of `runs` runs of `count` elements, one behind the other.
@@ -80,63 +75,83 @@ inline void run_moments(const Call& call, std::int64_t index, std::int64_t runs,
   const bool kernel = count >= call.kernels.lanes;
   if (kernel) call.kernels.reduce_runs({call.x(index), runs, count, moments});
   for (std::int64_t r = 0; r < runs; ++r) {
-    const std::int64_t at = index + r * count;
-    moments[r] = kernel ? trusted(call, at, count, moments[r])
-                        : extreme_moments(call.spec.data, call.x(at), count, 1);
+    if (kernel && trusted(call, moments[r].count, moments[r].m2)) continue;
+    moments[r] = call.kernels.exact_moments({call.x(index + r * count), 1, 0, count});
   }
 }
 
-inline Moments run_moments(const Call& call, std::int64_t index, std::int64_t count) {
-  Moments moments;
-  run_moments(call, index, 1, count, &moments);
-  return moments;
+// The arguments of Kernels::normalize that apply statistics [blocks], none extreme, to x, y
+// [blocks, channels, length].
+inline Kernels::Normalize apply_args(const void* x, void* y, std::int64_t blocks,
+                                     std::int64_t channels, std::int64_t length,
+                                     const Parameters& params, const Statistics* statistics,
+                                     Activation activation, Store store) {
+  return {.x = x,
+          .y = y,
+          .first = 0,
+          .blocks = blocks,
+          .groups = blocks,
+          .channels = channels,
+          .length = length,
+          .parts = nullptr,
+          .params = params,
+          .param_stride = 0,
+          .activation = activation,
+          .store = store,
+          .statistics = statistics,
+          .correction = 0,
+          .eps = 0,
+          .center = true,
+          .least_m2 = 0,
+          .mean = nullptr,
+          .rstd = nullptr};
 }
 
-inline Split split_as(const Call& call, double value) {
-  return call.compute == 8 ? split_as<double>(value) : split_as<float>(value);
-}
-
-// Up to kMaxLanes numbers of the compute type, with room for a vector behind the last.
+// Up to kMaxLanes numbers of a compute type, with room for a vector on either side.
 class LaneArray {
  public:
-  explicit LaneArray(const Call& call) : size_(call.compute) {}
+  explicit LaneArray(DType compute) : compute_(compute) {}
 
-  const void* data() const { return bytes_; }
-  void* data() { return bytes_; }
+  const void* data() const { return bytes_ + kRoom; }
+  void* data() { return bytes_ + kRoom; }
 
   void fill(std::int64_t at, std::int64_t count, double value) {
-    if (size_ == 8) {
-      std::fill_n(reinterpret_cast<double*>(bytes_) + at, count, value);
+    if (compute_ == DType::f64) {
+      std::fill_n(static_cast<double*>(data()) + at, count, value);
     } else {
-      std::fill_n(reinterpret_cast<float*>(bytes_) + at, count, static_cast<float>(value));
+      std::fill_n(static_cast<float*>(data()) + at, count, static_cast<float>(value));
     }
   }
 
   // Entries [0, count) again behind themselves, until there are `copies` of them.
   void repeat(std::int64_t count, std::int64_t copies) {
-    const std::int64_t bytes = count * size_;
-    for (std::int64_t i = 1; i < copies; ++i) std::copy_n(bytes_, bytes, bytes_ + i * bytes);
+    const std::int64_t bytes = count * size_of(compute_);
+    std::byte* const from = bytes_ + kRoom;
+    for (std::int64_t i = 1; i < copies; ++i) std::copy_n(from, bytes, from + i * bytes);
   }
 
  private:
-  std::int64_t size_;
-  alignas(64) std::byte bytes_[(kMaxLanes + 16) * sizeof(double)];
+  static constexpr std::int64_t kRoom = 64;  // bytes of a vector
+
+  DType compute_;
+  alignas(64) std::byte bytes_[kRoom + kMaxLanes * sizeof(double) + kRoom];
 };
 
-// mean, a and b of up to kMaxLanes lanes or rows.
+// mean, a and b of up to kMaxLanes lanes, for the kernels of `compute`.
 class Coefficients {
  public:
-  explicit Coefficients(const Call& call) : call_(call), mean_(call), a_(call), b_(call) {}
+  Coefficients(const Call& call, DType compute)
+      : call_(call), compute_(compute), mean_(compute), a_(compute), b_(compute) {}
 
-  const void* mean() const { return mean_.data(); }
-  const void* a() const { return a_.data(); }
-  const void* b() const { return b_.data(); }
+  LaneCoefficients arrays() const { return {mean_.data(), a_.data(), b_.data()}; }
 
   // Of `example`, from `channel` on: `blocks` times `channels`, with statistics [blocks].
   void make(std::int64_t example, std::int64_t channel, std::int64_t blocks, std::int64_t channels,
             const Statistics* statistics) {
-    call_.kernels.coefficients({call_.params(example, channel), call_.spec.shape.c - channel,
-                                statistics, blocks, channels, mean_.data(), a_.data(), b_.data()});
+    const Kernels& kernels =
+        compute_ == call_.compute() ? call_.kernels : call_.target.of(compute_);
+    kernels.coefficients({call_.params(example, channel), call_.spec.shape.c - channel, statistics,
+                          blocks, channels, mean_.data(), a_.data(), b_.data()});
   }
 
   void repeat(std::int64_t count, std::int64_t copies) {
@@ -145,33 +160,9 @@ class Coefficients {
 
  private:
   const Call& call_;
+  DType compute_;
   LaneArray mean_, a_, b_;
 };
-
-// Blocks [blocks, channels, length] of one example, one behind the other: the tensor's index of
-// the first element, its example and its channel.
-struct BlockRange {
-  std::int64_t index, example, channel;
-  std::int64_t blocks, channels, length;
-};
-
-// None of them extreme, and at least a vector each. `next` as in Kernels::ApplyBlocks.
-inline void apply_blocks(const Call& call, const BlockRange& range, const Statistics* statistics,
-                         const Kernels::Runs& next = {}) {
-  call.kernels.apply_blocks({call.x(range.index), call.y(range.index), range.blocks, range.channels,
-                             range.length, call.params(range.example, range.channel), statistics,
-                             call.spec.activation, call.store, next});
-}
-
-// `count` elements of one channel, `stride` elements apart, by the scalar double path.
-inline void apply_channel(const Call& call, std::int64_t index, std::int64_t count,
-                          std::int64_t stride, std::int64_t example, std::int64_t channel,
-                          const Statistics& statistics) {
-  const double gamma = call.param_value(call.args.gamma, example, channel, 1);
-  const double beta = call.param_value(call.args.beta, example, channel, 0);
-  extreme_apply({call.spec.data, call.x(index), call.y(index), count, stride, statistics.mean,
-                 gamma * statistics.rstd, beta, call.spec.activation});
-}
 
 }  // namespace groupnorm::detail
 

@@ -3,21 +3,23 @@
 #define GROUPNORM_SRC_COLUMNS_H
 
 #include "call.h"
+#include "gradient.h"
 #include "plan.h"
 #include "range.h"
+#include "tiles.h"
 
 namespace groupnorm::detail {
 
 // The lanes of a unit, and which of its blocks they belong to (see plan.h).
-class ColumnTiles {
+class ColumnLanes {
  public:
-  ColumnTiles(const Spec& spec, const Schedule& schedule)
+  ColumnLanes(const Spec& spec, const Schedule& schedule)
       : width_(spec.shape.c),
         channels_(spec.block.channels),
         tile_(schedule.tile),
         tiles_(ceil_div(width_, tile_)) {}
 
-  // Of the row of blocks that is this unit's.
+  // Which examples' blocks: 0 for the first block.examples of them, and so on.
   std::int64_t block_row(std::int64_t unit) const { return unit / tiles_; }
   Range lanes(std::int64_t unit) const { return piece(unit % tiles_, tile_, width_); }
   std::int64_t blocks(std::int64_t unit) const { return lanes(unit).size() / channels_; }
@@ -25,29 +27,37 @@ class ColumnTiles {
     return block_row(unit) * (width_ / channels_) + lanes(unit).begin / channels_;
   }
 
-  // f(block of the tile, its lanes within part, counted from part.begin)
+  // f(block of the unit, its lanes within `part`, counted from part.begin)
   template <class F>
-  void for_each_block(Range tile, Range part, F&& f) const {
-    std::int64_t block = (part.begin - tile.begin) / channels_;
+  void for_each_block(Range unit, Range part, const F& f) const {
+    std::int64_t block = (part.begin - unit.begin) / channels_;
     for (std::int64_t lane = part.begin; lane < part.end; ++block) {
-      const std::int64_t end = std::min(part.end, tile.begin + (block + 1) * channels_);
+      const std::int64_t end = std::min(part.end, unit.begin + (block + 1) * channels_);
       f(block, Range{lane - part.begin, end - part.begin});
       lane = end;
     }
   }
 
-  // Whether anything of `items`, one a block of the tile, that part touches is extreme.
-  template <class Item>
-  bool any_extreme(Range tile, Range part, const Item* items) const {
-    bool any = false;
-    for_each_block(tile, part, [&](std::int64_t b, Range) { any = any || items[b].extreme; });
-    return any;
+  // f(part of the unit's lanes, extreme): at most kMaxLanes, of blocks that are all extreme or
+  // none. `items`: one a block, with a field that says so.
+  template <class Item, class F>
+  void for_each_part(Range unit, const Item* items, const F& f) const {
+    for (std::int64_t lane = unit.begin; lane < unit.end;) {
+      const bool extreme = items[(lane - unit.begin) / channels_].extreme;
+      const std::int64_t most = std::min(lane + kMaxLanes, unit.end);
+      std::int64_t end = lane;
+      while (end < most && items[(end - unit.begin) / channels_].extreme == extreme) {
+        end = std::min(most, end + channels_ - (end - unit.begin) % channels_);
+      }
+      f(Range{lane, end}, extreme);
+      lane = end;
+    }
   }
 
   // mean, a and b of the lanes of part.
-  void make_coefficients(Range tile, Range part, std::int64_t example, const Statistics* statistics,
+  void make_coefficients(Range unit, Range part, std::int64_t example, const Statistics* statistics,
                          Coefficients* coefficients) const {
-    const std::int64_t first = (part.begin - tile.begin) / channels_;
+    const std::int64_t first = (part.begin - unit.begin) / channels_;
     const std::int64_t channels = std::min(channels_, part.size());
     coefficients->make(example, part.begin, part.size() / channels, channels, statistics + first);
   }
@@ -60,14 +70,15 @@ class ColumnTiles {
 class Columns {
  public:
   static constexpr std::int64_t kMaxBlocks = kMaxLanes;
-  static constexpr bool kCarries = false;
 
-  explicit Columns(const Call& call) : call_(call), tiles_(call.spec, call.schedule) {}
+  explicit Columns(const Call& call) : call_(call), lanes_(call.spec, call.schedule) {}
 
   std::int64_t units() const { return call_.schedule.units; }
-  std::int64_t blocks(std::int64_t unit) const { return tiles_.blocks(unit); }
-  std::int64_t first_block(std::int64_t unit) const { return tiles_.first_block(unit); }
-  bool whole() const { return false; }
+  std::int64_t blocks(std::int64_t unit) const { return lanes_.blocks(unit); }
+  std::int64_t first_block(std::int64_t unit) const { return lanes_.first_block(unit); }
+
+  // No kernel reduces and applies lanes in one.
+  std::int64_t normalize(std::int64_t, std::int64_t) const { return 0; }
 
   void reduce(std::int64_t unit, std::int64_t chunk, Moments* moments) const {
     const Range rows = chunk_rows(unit, chunk);
@@ -80,31 +91,32 @@ class Columns {
   }
 
   void apply(std::int64_t unit, std::int64_t chunk, const Statistics* statistics) const {
-    const Range rows = chunk_rows(unit, chunk);
+    const Range rows = chunk_rows(unit, chunk), lanes = lanes_.lanes(unit);
     const std::int64_t s = call_.spec.shape.s;
-    if (call_.spec.param_stride == 0) return apply_rows(unit, rows, 0, statistics);
-    // Each example has its own gamma and beta.
+    // Where each example has its own gamma and beta, it goes by itself.
+    const bool own = call_.spec.param_stride != 0;
     for (std::int64_t row = rows.begin; row < rows.end;) {
-      const std::int64_t end = std::min(rows.end, (row / s + 1) * s);
-      apply_rows(unit, {row, end}, row / s, statistics);
+      const std::int64_t end = own ? std::min(rows.end, (row / s + 1) * s) : rows.end;
+      lanes_.for_each_part(lanes, statistics, [&](Range part, bool extreme) {
+        apply_part(lanes, part, {row, end}, own ? row / s : 0, statistics, extreme);
+      });
       row = end;
     }
   }
 
  private:
   std::int64_t width() const { return call_.spec.shape.c; }
-  Range lanes(std::int64_t unit) const { return tiles_.lanes(unit); }
   // Rows are counted over the whole tensor: n * s of them.
   Range chunk_rows(std::int64_t unit, std::int64_t chunk) const {
     const std::int64_t rows = call_.spec.block.examples * call_.spec.shape.s;
-    const std::int64_t first = tiles_.block_row(unit) * rows;
+    const std::int64_t first = lanes_.block_row(unit) * rows;
     const Range part = piece(chunk, call_.schedule.chunk, rows);
     return {first + part.begin, first + part.end};
   }
 
   void reduce_by_runs(std::int64_t unit, Range rows, Moments* moments) const {
     const std::int64_t channels = call_.spec.block.channels, count = blocks(unit);
-    const std::int64_t first = lanes(unit).begin;
+    const std::int64_t first = lanes_.lanes(unit).begin;
     run_moments(call_, rows.begin * width() + first, count, channels, moments);
     Moments runs[kMaxBlocks];
     for (std::int64_t row = rows.begin + 1; row < rows.end; ++row) {
@@ -115,103 +127,312 @@ class Columns {
 
   // Rows [rows), taken `merged` at a time as one.
   void reduce_rows(std::int64_t unit, Range rows, std::int64_t merged, Moments* moments) const {
-    const Range tile = lanes(unit);
+    const Range lanes = lanes_.lanes(unit);
     const std::int64_t channels = call_.spec.block.channels;
     double mean[kMaxLanes], m2[kMaxLanes];
-    for (std::int64_t lane = 0; lane < tile.size(); lane += kMaxLanes) {
-      const std::int64_t count = std::min(kMaxLanes, tile.size() - lane);
-      const std::int64_t index = rows.begin * width() + tile.begin + lane;
+    for (std::int64_t lane = 0; lane < lanes.size(); lane += kMaxLanes) {
+      const std::int64_t count = std::min(kMaxLanes, lanes.size() - lane);
+      const std::int64_t index = rows.begin * width() + lanes.begin + lane;
       const std::int64_t column = rows.size() / merged;  // elements of one
-      reduce_columns(index, column, width() * merged, count * merged, mean, m2);
+      const bool fits = count * merged >= call_.kernels.lanes;
+      if (fits) {
+        call_.kernels.reduce_columns(
+            {call_.x(index), column, width() * merged, count * merged, mean, m2});
+      }
       const std::int64_t part = std::min(channels, count);
-      const auto column_rows = static_cast<double>(column);
       for (std::int64_t at = 0; at < count; at += part) {
+        const std::int64_t size = std::min(part, count - at);
         Moments& block = moments[(lane + at) / channels];
-        block = merge(block, merge_columns(mean + at, m2 + at, std::min(part, count - at), merged,
-                                           width(), column_rows));
+        block = merge(block, fits && sound(m2 + at, size, merged, column)
+                                 ? merge_columns(mean + at, m2 + at, size, merged, width(),
+                                                 static_cast<double>(column))
+                                 : call_.kernels.exact_moments(
+                                       {call_.x(index + at), rows.size(), width(), size}));
       }
     }
   }
 
-  void reduce_columns(std::int64_t index, std::int64_t rows, std::int64_t stride,
-                      std::int64_t count, double* mean, double* m2) const {
-    const bool fits = count >= call_.kernels.lanes;
-    if (fits) call_.kernels.reduce_columns(call_.x(index), rows, stride, count, mean, m2);
-    const double trusted = trusted_m2(call_, static_cast<double>(rows));
-    std::int64_t sound = 0;  // counted without branches: all of them are, as a rule
-    for (std::int64_t i = 0; fits && i < count; ++i) sound += m2[i] >= trusted ? 1 : 0;
-    if (sound == count) return;
-    for (std::int64_t i = 0; i < count; ++i) {
-      if (fits && m2[i] >= trusted) continue;
-      const Moments column = extreme_moments(call_.spec.data, call_.x(index + i), rows, stride);
-      mean[i] = column.mean;
-      m2[i] = column.m2;
+  // Whether the kernel's m2 of all columns of a block hold.
+  bool sound(const double* m2, std::int64_t lanes, std::int64_t copies, std::int64_t rows) const {
+    const double least = static_cast<double>(rows) * least_m2(call_.spec);
+    std::int64_t good = 0;  // counted without branches: all are, as a rule
+    for (std::int64_t copy = 0; copy < copies; ++copy) {
+      for (std::int64_t i = 0; i < lanes; ++i) good += m2[copy * width() + i] >= least ? 1 : 0;
     }
+    return good == lanes * copies;
+  }
+
+  void apply_part(Range lanes, Range part, Range rows, std::int64_t example,
+                  const Statistics* statistics, bool extreme) const {
+    const Spec& spec = call_.spec;
+    const std::int64_t vector = call_.kernels.lanes;
+    const std::int64_t merged =
+        part.size() == width() && rows.size() >= call_.schedule.merged ? call_.schedule.merged : 1;
+    const Range whole{rows.begin, rows.begin + rows.size() / merged * merged};
+    const Range rest{whole.end, rows.end};
+    const bool narrow = part.size() * merged < vector || (rest.size() > 0 && part.size() < vector);
+    if (extreme || narrow || !is_fused(spec.activation)) {
+      const Tiles tiles(call_, extreme || part.size() < vector);
+      Coefficients coefficients(call_, tiles.compute());
+      lanes_.make_coefficients(lanes, part, example, statistics, &coefficients);
+      return apply_lanes_in_tiles(call_, tiles,
+                                  {index(rows, part), rows.size(), width(), part.size()},
+                                  coefficients.arrays());
+    }
+    if (call_.schedule.by_runs && spec.block.channels >= vector) {
+      return apply_by_runs(lanes, part, rows, example, statistics);
+    }
+    Coefficients coefficients(call_, call_.compute());
+    lanes_.make_coefficients(lanes, part, example, statistics, &coefficients);
+    coefficients.repeat(part.size(), merged);
+    apply_lanes(coefficients, whole, merged, part);
+    if (rest.size() > 0) apply_lanes(coefficients, rest, 1, part);
+  }
+
+  std::int64_t index(Range rows, Range part) const { return rows.begin * width() + part.begin; }
+
+  void apply_lanes(const Coefficients& coefficients, Range rows, std::int64_t merged,
+                   Range part) const {
+    const std::int64_t at = index(rows, part);
+    call_.kernels.apply_columns({call_.x(at), call_.y(at), rows.size() / merged, width() * merged,
+                                 part.size() * merged, coefficients.arrays(), call_.spec.activation,
+                                 call_.store});
   }
 
   // By the kernel that makes its coefficients on the way: they would serve these few rows alone.
-  void apply_by_runs(Range tile, Range rows, std::int64_t example,
+  // `part` is whole blocks, or part of one that is wider than kMaxLanes.
+  void apply_by_runs(Range lanes, Range part, Range rows, std::int64_t example,
                      const Statistics* statistics) const {
-    const std::int64_t channels = call_.spec.block.channels;
+    const std::int64_t channels = std::min(call_.spec.block.channels, part.size());
+    const std::int64_t first = (part.begin - lanes.begin) / call_.spec.block.channels;
     for (std::int64_t row = rows.begin; row < rows.end; ++row) {
-      apply_blocks(
-          call_,
-          {row * width() + tile.begin, example, tile.begin, tile.size() / channels, channels, 1},
-          statistics);
+      const std::int64_t at = row * width() + part.begin;
+      call_.kernels.normalize(apply_args(call_.x(at), call_.y(at), part.size() / channels, channels,
+                                         1, call_.params(example, part.begin), statistics + first,
+                                         call_.spec.activation, call_.store));
     }
-  }
-
-  void apply_rows(std::int64_t unit, Range rows, std::int64_t example,
-                  const Statistics* statistics) const {
-    const Range tile = lanes(unit);
-    if (call_.schedule.by_runs && call_.spec.block.channels >= call_.kernels.lanes &&
-        !tiles_.any_extreme(tile, tile, statistics)) {
-      return apply_by_runs(tile, rows, example, statistics);
-    }
-    const std::int64_t merged = rows.size() >= call_.schedule.merged ? call_.schedule.merged : 1;
-    const std::int64_t whole = rows.size() / merged;
-    Coefficients coefficients(call_);
-    for (std::int64_t lane = 0; lane < tile.size(); lane += kMaxLanes) {
-      const Range part{tile.begin + lane, std::min(tile.begin + lane + kMaxLanes, tile.end)};
-      if (part.size() * merged < call_.kernels.lanes ||
-          tiles_.any_extreme(tile, part, statistics)) {
-        apply_scalar(tile, part, rows, example, statistics);
-        continue;
-      }
-      tiles_.make_coefficients(tile, part, example, statistics, &coefficients);
-      coefficients.repeat(part.size(), merged);
-      const std::int64_t index = rows.begin * width() + part.begin;
-      apply_lanes(coefficients, index, whole, merged, part.size());
-      const Range rest{rows.begin + whole * merged, rows.end};
-      if (rest.size() == 0) continue;
-      if (part.size() < call_.kernels.lanes) {
-        apply_scalar(tile, part, rest, example, statistics);
-      } else {
-        apply_lanes(coefficients, rest.begin * width() + part.begin, rest.size(), 1, part.size());
-      }
-    }
-  }
-
-  void apply_lanes(const Coefficients& coefficients, std::int64_t index, std::int64_t rows,
-                   std::int64_t merged, std::int64_t lanes) const {
-    call_.kernels.apply_lanes({call_.x(index), call_.y(index), rows, width() * merged,
-                               lanes * merged, coefficients.mean(), coefficients.a(),
-                               coefficients.b(), call_.spec.activation, call_.store});
-  }
-
-  void apply_scalar(Range tile, Range part, Range rows, std::int64_t example,
-                    const Statistics* statistics) const {
-    tiles_.for_each_block(tile, part, [&](std::int64_t block, Range at) {
-      for (std::int64_t i = at.begin; i < at.end; ++i) {
-        const std::int64_t channel = part.begin + i;
-        apply_channel(call_, rows.begin * width() + channel, rows.size(), width(), example, channel,
-                      statistics[block]);
-      }
-    });
   }
 
   const Call& call_;
-  ColumnTiles tiles_;
+  ColumnLanes lanes_;
+};
+
+// The backward pass of this walk.
+class GradientColumns {
+ public:
+  static constexpr std::int64_t kMaxBlocks = kMaxLanes;
+
+  explicit GradientColumns(const GradientCall& gradient)
+      : gradient_(gradient),
+        call_(gradient.call),
+        lanes_(call_.spec, call_.schedule),
+        spans_(call_.spec.block.examples / gradient.map.span_examples),
+        fused_(has_fused_derivative(call_.spec.activation)) {}
+
+  // A chunk is one piece of one span.
+  std::int64_t chunks() const { return spans_ * gradient_.map.pieces; }
+  std::int64_t blocks(std::int64_t unit) const { return lanes_.blocks(unit); }
+  std::int64_t first_block(std::int64_t unit) const { return lanes_.first_block(unit); }
+
+  // No kernel sums and applies lanes in one.
+  std::int64_t differentiate(std::int64_t, std::int64_t) const { return 0; }
+
+  void reduce(std::int64_t unit, std::int64_t chunk, const Statistics* statistics) const {
+    const Range lanes = lanes_.lanes(unit);
+    lanes_.for_each_part(lanes, statistics, [&](Range part, bool extreme) {
+      reduce_part({locate(unit, chunk), lanes, part, statistics}, extreme);
+    });
+  }
+
+  void apply(std::int64_t unit, std::int64_t chunk, const Statistics* statistics,
+             const GradientTerms* terms) const {
+    const Range lanes = lanes_.lanes(unit);
+    lanes_.for_each_part(lanes, terms, [&](Range part, bool extreme) {
+      apply_part({locate(unit, chunk), lanes, part, statistics}, terms, extreme);
+    });
+  }
+
+ private:
+  struct Chunk {
+    std::int64_t span, piece;
+    std::int64_t example;  // the first of its span
+    Range rows;            // of the whole tensor, which has n * s
+  };
+
+  // A part of a unit's lanes, in one chunk; statistics of the unit's blocks.
+  struct Part {
+    Chunk at;
+    Range lanes, part;
+    const Statistics* statistics;
+  };
+
+  Chunk locate(std::int64_t unit, std::int64_t chunk) const {
+    const SumsMap& map = gradient_.map;
+    const std::int64_t span = lanes_.block_row(unit) * spans_ + chunk / map.pieces;
+    const std::int64_t length = map.span_examples * call_.spec.shape.s;
+    const std::int64_t number = chunk % map.pieces;
+    const Range part = piece(number, call_.schedule.chunk, length);
+    return {span,
+            number,
+            span * map.span_examples,
+            {span * length + part.begin, span * length + part.end}};
+  }
+
+  std::int64_t width() const { return call_.spec.shape.c; }
+  std::int64_t index(std::int64_t row, Range part) const { return row * width() + part.begin; }
+
+  // f(rows taken as one, rows), first the merged rows, then what is left of them: see plan.h. False
+  // where the kernels of the data's dtype do not take them.
+  template <class F>
+  bool for_each_merge(const Part& part, Coefficients* coefficients, const F& f) const {
+    const Range rows = part.at.rows;
+    const std::int64_t lanes = part.part.size(), schedule = call_.schedule.merged;
+    const std::int64_t most = lanes == width() && rows.size() >= schedule ? schedule : 1;
+    const std::int64_t whole = rows.size() / most * most;
+    const Range rest{rows.begin + whole, rows.end};
+    if (lanes * most < call_.kernels.lanes) return false;
+    if (rest.size() > 0 && lanes < call_.kernels.lanes) return false;
+    coefficients->repeat(lanes, most);
+    f(most, Range{rows.begin, rows.begin + whole});
+    if (rest.size() > 0) f(std::int64_t{1}, rest);
+    return true;
+  }
+
+  void reduce_part(const Part& part, bool extreme) const {
+    const std::int64_t lanes = part.part.size();
+    GradientSums total[kMaxLanes];
+    bool done = !extreme && fused_ && reduce_lanes(part, total);
+    const bool wide = extreme || lanes < call_.kernels.lanes;
+    if (!done) reduce_in_tiles(part, wide, total);
+    done = std::all_of(total, total + lanes, sound);
+    if (!done && !wide) reduce_in_tiles(part, true, total);
+    std::copy_n(total, lanes,
+                gradient_.sums + gradient_.map.index(part.at.span, part.part.begin, part.at.piece));
+  }
+
+  static void add(const GradientSums* sums, std::int64_t lanes, GradientSums* total) {
+    for (std::int64_t i = 0; i < lanes; ++i) {
+      total[i].dz += sums[i].dz;
+      total[i].dzx += sums[i].dzx;
+    }
+  }
+
+  // This and its like are not inlined, so that the arrays of one are on the stack alone.
+  [[gnu::noinline]] bool reduce_lanes(const Part& part, GradientSums* total) const {
+    const std::int64_t lanes = part.part.size();
+    std::fill_n(total, lanes, GradientSums{0, 0});
+    Coefficients coefficients(call_, call_.compute());
+    make_coefficients(part, &coefficients);
+    return for_each_merge(part, &coefficients, [&](std::int64_t merged, Range rows) {
+      GradientSums sums[kMaxLanes];
+      const std::int64_t first = index(rows.begin, part.part);
+      call_.kernels.gradients->sum_columns(
+          {call_.x(first), gradient_.dy(first), rows.size() / merged, width() * merged,
+           width() * merged, lanes * merged, coefficients.arrays(), call_.spec.activation, sums});
+      for (std::int64_t copy = 0; copy < merged; ++copy) add(sums + copy * lanes, lanes, total);
+    });
+  }
+
+  void make_coefficients(const Part& part, Coefficients* coefficients) const {
+    lanes_.make_coefficients(part.lanes, part.part, part.at.example, part.statistics, coefficients);
+  }
+
+  [[gnu::noinline]] void reduce_in_tiles(const Part& part, bool wide, GradientSums* total) const {
+    std::fill_n(total, part.part.size(), GradientSums{0, 0});
+    for_each_tile(
+        part, wide,
+        [&](GradientTiles& tiles, const Area& area, std::int64_t lane,
+            const LaneCoefficients& coefficients) {
+          GradientSums
+              sums[kRoom + kTileLanes];  // what is narrower than a vector begins before them
+          tiles.kernels().sum_columns({tiles.x(), tiles.dz(), area.rows, tiles.stride(),
+                                       Tiles::pitch(area.width), area.width, coefficients,
+                                       Activation::none, sums + kRoom});
+          add(sums + kRoom, area.width, total + lane);
+        });
+  }
+
+  void apply_part(const Part& part, const GradientTerms* terms, bool extreme) const {
+    const std::int64_t lanes = part.part.size();
+    const bool wide = extreme || lanes < call_.kernels.lanes;
+    if (fused_ && !extreme && apply_lanes(part, terms)) return;
+    LaneArray shift(wide ? DType::f64 : call_.compute()), slope = shift;
+    fill(part, terms, &shift, &slope);
+    for_each_tile(part, wide,
+                  [&](GradientTiles& tiles, const Area& area, std::int64_t lane,
+                      const LaneCoefficients& coefficients) {
+                    tiles.kernels().apply_columns(
+                        {tiles.x(), tiles.dz(), tiles.dx(), area.rows, tiles.stride(),
+                         Tiles::pitch(area.width), area.width, coefficients,
+                         tiles.tiles().at(shift.data(), lane), tiles.tiles().at(slope.data(), lane),
+                         Activation::none, tiles.store()});
+                    tiles.finish();
+                  });
+  }
+
+  [[gnu::noinline]] bool apply_lanes(const Part& part, const GradientTerms* terms) const {
+    const std::int64_t lanes = part.part.size();
+    Coefficients coefficients(call_, call_.compute());
+    make_coefficients(part, &coefficients);
+    LaneArray shift(call_.compute()), slope(call_.compute());
+    fill(part, terms, &shift, &slope);
+    return for_each_merge(part, &coefficients, [&](std::int64_t merged, Range rows) {
+      shift.repeat(lanes, merged);
+      slope.repeat(lanes, merged);
+      const std::int64_t first = index(rows.begin, part.part);
+      call_.kernels.gradients->apply_columns(
+          {call_.x(first), gradient_.dy(first), gradient_.dx(first), rows.size() / merged,
+           width() * merged, width() * merged, lanes * merged, coefficients.arrays(), shift.data(),
+           slope.data(), call_.spec.activation, call_.store});
+    });
+  }
+
+  // Of the blocks of part's lanes.
+  void fill(const Part& part, const GradientTerms* terms, LaneArray* shift,
+            LaneArray* slope) const {
+    lanes_.for_each_block(part.lanes, part.part, [&](std::int64_t block, Range own) {
+      shift->fill(own.begin, own.size(), terms[block].shift);
+      slope->fill(own.begin, own.size(), terms[block].slope);
+    });
+  }
+
+  // f(tiles, what of the tensor is in them, its first lane in part, coefficients) for all of part;
+  // the mean of the coefficients is what sums, shift and slope refer to.
+  template <class F>
+  void for_each_tile(const Part& part, bool wide, const F& f) const {
+    GradientTiles tiles(gradient_, wide);
+    const DType compute = tiles.tiles().compute();
+    Coefficients coefficients(call_, compute);
+    make_coefficients(part, &coefficients);
+    LaneArray hi(compute);
+    lanes_.for_each_block(part.lanes, part.part, [&](std::int64_t block, Range own) {
+      hi.fill(own.begin, own.size(), call_.split(part.statistics[block].mean).hi);
+    });
+    const auto from = [&](const void* array, std::int64_t lane) {
+      return tiles.tiles().at(array, lane);
+    };
+    const auto [mean, a, b] = coefficients.arrays();
+    const Range rows = part.at.rows;
+    const std::int64_t most = tiles.tiles().rows(std::min(kTileLanes, part.part.size()));
+    for (std::int64_t row = rows.begin; row < rows.end; row += most) {
+      for (std::int64_t lane = 0; lane < part.part.size(); lane += kTileLanes) {
+        const Area area{index(row, part.part) + lane, std::min(most, rows.end - row), width(),
+                        std::min(kTileLanes, part.part.size() - lane)};
+        tiles.load(area, {from(mean, lane), from(a, lane), from(b, lane)});
+        f(tiles, area, lane, {from(hi.data(), lane), from(a, lane), from(b, lane)});
+      }
+    }
+  }
+
+  // So many, that a tile has some rows of them.
+  static constexpr std::int64_t kTileLanes = 64;
+  static constexpr std::int64_t kRoom = 16;  // elements of the longest vector
+
+  const GradientCall& gradient_;
+  const Call& call_;
+  ColumnLanes lanes_;
+  std::int64_t spans_;  // of a block
+  bool fused_;          // whether the kernels make dz
 };
 
 }  // namespace groupnorm::detail

@@ -13,7 +13,7 @@
 namespace groupnorm::detail {
 
 // Of `count` elements: their mean, and m2 = sum (x - mean)^2. m2 is NaN where a kernel's sums
-// cannot be trusted (see kernels/kernels.h); extreme.h then takes over.
+// cannot be trusted (see kernels/kernels.h); Kernels::exact_moments then takes over.
 struct Moments {
   double count;
   double mean;
@@ -68,7 +68,7 @@ Split split_as(double value) {
 struct Statistics {
   double mean;
   double rstd;
-  // f32 arithmetic on (x - mean) * rstd could overflow: use extreme.h.
+  // f32 arithmetic on (x - mean) * rstd could overflow: it goes in double (tiles.h).
   bool extreme;
 };
 

@@ -4,7 +4,6 @@
 #include "fold.h"
 #include "plan.h"
 #include "rows.h"
-#include "runs.h"
 #include "validate.h"
 
 #include <algorithm>
@@ -35,9 +34,8 @@ class Pass {
       return;
     }
     if (!splits(schedule, executor_.threads)) {
-      parallel_for(call_, executor_, units, [&](std::int64_t begin, std::int64_t end) {
-        walk_.whole() ? whole(begin, end) : fused(begin, end);
-      });
+      parallel_for(call_, executor_, units,
+                   [&](std::int64_t begin, std::int64_t end) { fused(begin, end); });
       return;
     }
     parallel_for(call_, executor_, pieces, [&](std::int64_t begin, std::int64_t end) {
@@ -68,72 +66,34 @@ class Pass {
 
   void finish_unit(std::int64_t unit, const Moments* total, Statistics* statistics,
                    bool writes) const {
-    finish(walk_.blocks(unit), total, statistics);
-    if (writes) write_statistics(walk_.first_block(unit), walk_.blocks(unit), statistics);
-  }
-
-  void finish(std::int64_t blocks, const Moments* moments, Statistics* statistics) const {
     const Spec& spec = call_.spec;
-    call_.kernels.finish({moments, blocks, spec.correction, spec.eps, spec.center, statistics});
-  }
-
-  void write_statistics(std::int64_t first, std::int64_t blocks,
-                        const Statistics* statistics) const {
-    for (std::int64_t b = 0; b < blocks; ++b) {
+    const std::int64_t first = walk_.first_block(unit), blocks = walk_.blocks(unit);
+    call_.kernels.finish({total, blocks, spec.correction, spec.eps, spec.center, statistics});
+    for (std::int64_t b = 0; writes && b < blocks; ++b) {
       if (call_.args.mean != nullptr) call_.args.mean[first + b] = statistics[b].mean;
       if (call_.args.rstd != nullptr) call_.args.rstd[first + b] = statistics[b].rstd;
     }
   }
 
-  // Units [begin, end) of one block, one run and one chunk each.
-  void whole(std::int64_t begin, std::int64_t end) const {
-    const Spec& spec = call_.spec;
-    const Forward& args = call_.args;
-    const std::int64_t channels = spec.block.channels, groups = spec.shape.c / channels;
-    const std::int64_t run = channels * spec.shape.s;
-    const double least_m2 = trusted_m2(call_, static_cast<double>(run));
-    const auto at = [](double* statistics, std::int64_t unit) {
-      return statistics == nullptr ? nullptr : statistics + unit;
-    };
+  // Units [begin, end), each reduced and applied: by the kernels that do both, as far as they go.
+  void fused(std::int64_t begin, std::int64_t end) const {
     for (std::int64_t unit = begin; unit < end;) {
-      const std::int64_t example = unit / groups, group = unit % groups;
-      const std::int64_t units = std::min(end - unit, groups - group);
-      const std::int64_t done = call_.kernels.normalize_blocks(
-          {call_.x(unit * run), call_.y(unit * run), units, channels, spec.shape.s,
-           call_.params(example, group * channels), spec.correction, spec.eps, spec.center,
-           least_m2, spec.activation, call_.store, at(args.mean, unit), at(args.rstd, unit)});
-      unit += done;
-      if (done == units) continue;
-      fused(unit, unit + 1);
-      ++unit;
+      unit += walk_.normalize(unit, end);
+      if (unit < end) one(unit++);
     }
   }
 
-  // Units [begin, end), each reduced and applied; where the walk can, a unit is reduced while the
-  // one before it is applied.
-  void fused(std::int64_t begin, std::int64_t end) const {
+  void one(std::int64_t unit) const {
     const std::int64_t chunks = call_.schedule.chunks;
     Moments total[Walk::kMaxBlocks], part[Walk::kMaxBlocks];
     Statistics statistics[Walk::kMaxBlocks];
-    for (std::int64_t unit = begin; unit < end; ++unit) {
-      if (unit == begin || !Walk::kCarries) {
-        for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
-          walk_.reduce(unit, chunk, chunk == 0 ? total : part);
-          if (chunk > 0) add(unit, part, total);
-        }
-      }
-      finish_unit(unit, total, statistics, true);
-      for (std::int64_t chunk = 0; chunk < chunks; ++chunk) {
-        if constexpr (Walk::kCarries) {
-          if (unit + 1 < end) {
-            walk_.apply_and_reduce(unit, chunk, statistics, unit + 1, chunk == 0 ? total : part);
-            if (chunk > 0) add(unit + 1, part, total);
-            continue;
-          }
-        }
-        walk_.apply(unit, chunk, statistics);
-      }
+    walk_.reduce(unit, 0, total);
+    for (std::int64_t chunk = 1; chunk < chunks; ++chunk) {
+      walk_.reduce(unit, chunk, part);
+      add(unit, part, total);
     }
+    finish_unit(unit, total, statistics, true);
+    for (std::int64_t chunk = 0; chunk < chunks; ++chunk) walk_.apply(unit, chunk, statistics);
   }
 
   // Chunks [begin, end) counted over all units; `find` makes a unit's statistics, once.
@@ -159,7 +119,7 @@ class Pass {
 
 Status Plan::forward(const Forward& args, std::span<std::byte> workspace,
                      const Executor& executor) const noexcept {
-  if (kernels_ == nullptr) return Status::not_planned;
+  if (target_ == nullptr) return Status::not_planned;
   if (const Status status = detail::check_executor(executor); status != Status::ok) return status;
   if (detail::is_empty(spec_.shape)) return Status::ok;
   const Status status = detail::check_forward(spec_, blocks(), args, workspace, workspace_bytes());
@@ -167,7 +127,7 @@ Status Plan::forward(const Forward& args, std::span<std::byte> workspace,
 
   const auto store =
       schedule_.streaming && args.x != args.y ? detail::Store::streaming : detail::Store::cached;
-  const detail::Call call{spec_, schedule_, *kernels_, args, store};
+  const detail::Call call{spec_, schedule_, *target_, args, store};
   const std::int64_t bytes = spec_.shape.n * spec_.shape.c * spec_.shape.s * call.element;
   const Executor alone;
   const bool small = bytes < detail::kParallelBytes;
@@ -176,9 +136,7 @@ Status Plan::forward(const Forward& args, std::span<std::byte> workspace,
   std::size_t room = workspace.size();
   auto* const partial = static_cast<detail::Moments*>(
       std::align(alignof(detail::Moments), sizeof(detail::Moments), aligned, room));
-  if (detail::is_runs(spec_, kernels_->lanes)) {
-    detail::Pass<detail::Runs>(call, partial, used).run();
-  } else if (schedule_.columns) {
+  if (schedule_.columns) {
     detail::Pass<detail::Columns>(call, partial, used).run();
   } else {
     detail::Pass<detail::Rows>(call, partial, used).run();

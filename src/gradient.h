@@ -6,6 +6,8 @@
 #include "call.h"
 #include "plan.h"
 #include "range.h"
+#include "tiles.h"
+#include "tuning.h"
 
 #include <algorithm>
 #include <cmath>
@@ -13,21 +15,25 @@
 namespace groupnorm::detail {
 
 // GradientSums of each span, channel and piece. A span is a run of examples whose elements of one
-// channel share mean, rstd, gamma and beta; it is cut into pieces. By runs (gradient_runs.h) it is
-// as many examples as stay in the cache, and its sums are already those of dgamma and dbeta.
+// channel share mean, rstd, gamma and beta; it is cut into pieces. By elements (layer_gradient.h)
+// it is as many examples as stay in the cache, and its sums are already those of dgamma and dbeta.
 struct SumsMap {
   std::int64_t spans;
   std::int64_t span_examples = 1;
   std::int64_t pieces = 1;
   std::int64_t channels;
   bool columns;  // pieces before channels, as the walk writes them
-  bool runs;     // one example and s = 1 make a block: one run of at least `lanes` channels
+  bool by_elements;
 
-  SumsMap(const Spec& spec, const Schedule& schedule, std::int64_t lanes)
-      : spans(spec.shape.n), channels(spec.shape.c), columns(schedule.columns) {
-    runs = is_runs(spec, lanes) && spec.param_stride == 0;
-    if (runs) {
-      span_examples = std::max<std::int64_t>(8, kSpanElements / spec.shape.c);
+  SumsMap(const Spec& spec, const Schedule& schedule)
+      : spans(spec.shape.n),
+        channels(spec.shape.c),
+        columns(schedule.columns),
+        by_elements(!columns && spec.shape.s == 1) {
+    if (by_elements) {
+      if (spec.param_stride == 0) {
+        span_examples = std::max<std::int64_t>(8, kSpanElements / spec.shape.c);
+      }
       spans = ceil_div(spec.shape.n, span_examples);
       return;
     }
@@ -36,9 +42,6 @@ struct SumsMap {
     const std::int64_t length = spec.shape.s * span_examples;
     if (columns || spec.shape.s > schedule.chunk) pieces = ceil_div(length, schedule.chunk);
   }
-
-  // Of x: with dy, some 512 KB.
-  static constexpr std::int64_t kSpanElements = 65536;
 
   std::int64_t size() const { return spans * channels * pieces; }
   std::int64_t index(std::int64_t span, std::int64_t channel, std::int64_t piece) const {
@@ -76,24 +79,6 @@ struct GradientCall {
     return saved(call.spec.center ? args.mean[block] : 0, args.rstd[block],
                  call.spec.data != DType::f64);
   }
-
-  // By the scalar double path: `count` elements of a channel, from `index` on, `stride` apart.
-  ExtremeGradient extreme(std::int64_t index, std::int64_t count, std::int64_t stride,
-                          std::int64_t example, std::int64_t channel,
-                          const Statistics& statistics) const {
-    const double gamma = call.param_value(call.args.gamma, example, channel, 1);
-    const double beta = call.param_value(call.args.beta, example, channel, 0);
-    return {call.spec.data,
-            call.x(index),
-            dy(index),
-            count,
-            stride,
-            statistics.mean,
-            split_as(call, statistics.mean).hi,
-            gamma * statistics.rstd,
-            beta,
-            call.spec.activation};
-  }
 };
 
 inline GradientRule gradient_rule(const Call& call) {
@@ -109,7 +94,7 @@ inline bool sound(const GradientSums& sums) {
 // gradient_terms (fold.h) of a block of this call.
 inline GradientTerms terms_of(const Call& call, const Statistics& statistics, double rstd_d,
                               double rstd_e) {
-  return gradient_terms(gradient_rule(call), statistics, split_as(call, statistics.mean).lo, rstd_d,
+  return gradient_terms(gradient_rule(call), statistics, call.split(statistics.mean).lo, rstd_d,
                         rstd_e);
 }
 
@@ -122,11 +107,10 @@ inline GradientTerms block_terms(const GradientCall& gradient, std::int64_t bloc
   const std::int64_t groups = spec.shape.c / spec.block.channels;
   const std::int64_t row = block / groups, first = block % groups * spec.block.channels;
   const std::int64_t spans = spec.block.examples / gradient.map.span_examples;
-  const double mean_lo = split_as(call, statistics.mean).lo;
+  const double mean_lo = call.split(statistics.mean).lo;
   double d = 0, e = 0;
   for (std::int64_t span = row * spans; span < (row + 1) * spans; ++span) {
-    const void* const data =
-        call.param_at(call.args.gamma, span * gradient.map.span_examples, first);
+    const void* const data = call.params(span * gradient.map.span_examples, first).gamma;
     visit(spec.param, [&](auto element) {
       const auto* const gamma = static_cast<const decltype(element)*>(data);
       for (std::int64_t i = 0; i < spec.block.channels; ++i) {
@@ -139,6 +123,90 @@ inline GradientTerms block_terms(const GradientCall& gradient, std::int64_t bloc
   }
   return terms_of(call, statistics, statistics.rstd * d, statistics.rstd * e);
 }
+
+// dz in tiles, and x beside it, as numbers of the tiles' compute type; then dx. The kernels of that
+// type, which know no activation, take them where dy stands.
+class GradientTiles {
+ public:
+  GradientTiles(const GradientCall& gradient, bool wide)
+      : gradient_(gradient), call_(gradient.call), wide_(wide), tiles_(gradient.call, wide) {}
+
+  const GradientKernels& kernels() const { return *tiles_.kernels().gradients; }
+  const Tiles& tiles() const { return tiles_; }
+
+  // Of blocks [blocks, channels, length], contiguous, with params [blocks, channels] and statistics
+  // [blocks].
+  void load(const Area& area, std::int64_t blocks, std::int64_t channels, std::int64_t length,
+            const Parameters& params, const Statistics* statistics) {
+    view(area);
+    maker().dz_rows({maker_x(), maker_dy(), dz_.data(), blocks, channels, length, params,
+                     statistics, call_.spec.activation});
+  }
+
+  // Of rows of lanes, with coefficients of the tiles' compute type, which is the data's unless
+  // wide.
+  void load(const Area& area, const LaneCoefficients& coefficients) {
+    view(area);
+    const std::int64_t stride = copies_dy() ? Tiles::pitch(area.width) : area.stride;
+    maker().dz_columns({maker_x(), maker_dy(), dz_.data(), area.rows, stride,
+                        Tiles::pitch(area.width), area.width, coefficients, call_.spec.activation});
+  }
+
+  // Of runs whose elements have their own parameters each, and which have statistics `step` apart.
+  void load_runs(const Area& area, const Parameters& params, const Statistics* statistics,
+                 std::int64_t step) {
+    view(area);
+    const std::int64_t pitch = Tiles::pitch(area.width);
+    const std::int64_t stride = copies_dy() ? pitch : area.stride;
+    const DType from = wide_ ? tiles_.compute() : call_.spec.data;
+    for (std::int64_t r = 0; r < area.rows; ++r) {
+      const std::int64_t bytes = r * stride * size_of(from);
+      maker().dz_rows({offset(maker_x(), bytes), offset(maker_dy(), bytes),
+                       tiles_.at(dz_.data(), r * pitch), 1, area.width, 1, params,
+                       statistics + r * step, call_.spec.activation});
+    }
+  }
+
+  // x, and how far apart its rows are; those of dx are as far.
+  const void* x() const { return x_; }
+  std::int64_t stride() const { return direct_ ? area_.stride : Tiles::pitch(area_.width); }
+  const void* dz() { return dz_.data(); }
+
+  // Where the kernels write dx, and how: to the tensor, or over dz.
+  void* dx() { return direct_ ? gradient_.dx(area_.index) : dz_.data(); }
+  Store store() const { return direct_ ? call_.store : Store::cached; }
+  // Takes dx to the tensor, unless it is there: all of it, or `count` elements.
+  void finish() {
+    if (!direct_) tiles_.activate(dz_.data(), Activation::none, gradient_.args.dx, area_);
+  }
+  void finish(std::int64_t count) {
+    area_.width = count;
+    finish();
+  }
+
+ private:
+  // In double, dy is copied as x is; else dz is made of the tensors themselves.
+  bool copies_dy() const { return wide_; }
+  const TileKernels& maker() const { return (wide_ ? tiles_.kernels() : call_.kernels).tiles; }
+  const void* maker_x() const { return wide_ ? x_ : call_.x(area_.index); }
+  const void* maker_dy() { return wide_ ? dz_.data() : gradient_.dy(area_.index); }
+
+  void view(const Area& area) {
+    area_ = area;
+    direct_ = !wide_ && tiles_.is_direct(area, false);
+    x_ = tiles_.view(gradient_.args.x, area, direct_, x_tile_.data());
+    if (copies_dy()) tiles_.view(gradient_.args.dy, area, false, dz_.data());
+  }
+
+  const GradientCall& gradient_;
+  const Call& call_;
+  bool wide_;
+  Tiles tiles_;
+  Area area_{};
+  bool direct_ = false;
+  const void* x_ = nullptr;
+  Tile x_tile_, dz_;
+};
 
 }  // namespace groupnorm::detail
 

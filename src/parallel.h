@@ -3,15 +3,13 @@
 #define GROUPNORM_SRC_PARALLEL_H
 
 #include "range.h"
+#include "tuning.h"
 
 #include <groupnorm/groupnorm.hpp>
 
 #include <algorithm>
 
 namespace groupnorm::detail {
-
-// Calls on smaller tensors are over before a second thread is awake.
-inline constexpr std::int64_t kParallelBytes = std::int64_t{128} << 10;
 
 // body(begin, end) over disjoint ranges that cover [0, count), at most one a thread.
 template <class Body>

@@ -3,6 +3,7 @@
 #include "dtype.h"
 #include "kernels/kernels.h"
 #include "range.h"
+#include "tuning.h"
 #include "validate.h"
 
 #include <algorithm>
@@ -10,33 +11,6 @@
 namespace groupnorm {
 namespace detail {
 namespace {
-
-// Elements of a chunk, at least: large enough that its pilot, which waits for memory, and merging
-// its moments cost little (some 100 ns against 5 us), small enough to share one block between many
-// threads.
-constexpr std::int64_t kRowsChunk = 32768;
-constexpr std::int64_t kColumnsChunk = 65536;
-// Large ones have more, as long as there are so many chunks to share: a kernel reads and writes a
-// chunk in several places, and memory serves them faster the further they lie apart.
-constexpr std::int64_t kChunksToShare = 16;
-constexpr std::int64_t kLargestChunk = std::int64_t{1} << 20;
-
-// Rows of a columns chunk come in multiples of what is summed before a fold into double.
-constexpr std::int64_t kRowsAtLeast = 128;
-
-// With fewer channels than this, rows are merged until that many lanes are busy.
-constexpr std::int64_t kFewLanes = 64;
-constexpr std::int64_t kMergedLanes = 256;
-
-// Below this many rows, sums down the columns would not pay for folding each lane.
-constexpr std::int64_t kFewRows = 8;
-
-// y of at least this many bytes is not expected to be in the cache when it is read.
-constexpr std::int64_t kStreamingBytes = std::int64_t{4} << 20;
-
-// Bytes. Shorter rows are stored through the cache all the same: most of their few lines hold an
-// end of a row, and those cannot stream.
-constexpr std::int64_t kStreamingRow = 512;
 
 // Of all the blocks that the same examples have. (n beyond those must not change a bit.)
 std::int64_t chunk_elements(const Spec& spec, std::int64_t least) {
@@ -89,17 +63,28 @@ void schedule_columns(const Spec& spec, Schedule* schedule) {
   schedule->chunks = ceil_div(rows, schedule->chunk);
 }
 
+// Blocks of one example whose elements each have a gamma and a beta: rows of one element.
+void schedule_elements(const Spec& spec, Schedule* schedule) {
+  schedule->units = spec.shape.n * (spec.shape.c / spec.block.channels);
+  schedule->chunk = spec.block.channels;
+}
+
 }  // namespace
 
-Schedule make_schedule(const Spec& spec) noexcept {
+Schedule make_schedule(const Spec& spec, std::int64_t lanes) noexcept {
   Schedule schedule;
-  if (spec.layout == Layout::channels_last || spec.shape.s == 1) {
+  const bool by_elements =
+      spec.shape.s == 1 && spec.block.examples == 1 && spec.block.channels >= lanes;
+  if (by_elements) {
+    schedule_elements(spec, &schedule);
+  } else if (spec.layout == Layout::channels_last || spec.shape.s == 1) {
     schedule_columns(spec, &schedule);
   } else {
     schedule_rows(spec, &schedule);
   }
   const std::int64_t bytes = spec.shape.n * spec.shape.c * spec.shape.s * size_of(spec.data);
-  const bool short_rows = !schedule.columns && spec.shape.s * size_of(spec.data) < kStreamingRow;
+  const bool short_rows =
+      !schedule.columns && !by_elements && spec.shape.s * size_of(spec.data) < kStreamingRow;
   schedule.streaming = bytes >= kStreamingBytes && !short_rows;
   return schedule;
 }
@@ -118,9 +103,11 @@ Status Plan::make(const Spec& spec, Plan* plan, const char* target) noexcept {
   if (const Status status = detail::check_spec(spec); status != Status::ok) return status;
   Plan made;
   made.spec_ = spec;
-  const Status status = detail::find_kernels(target, spec.data, &made.kernels_);
+  const Status status = detail::find_target(target, spec.data, &made.target_);
   if (status != Status::ok) return status;
-  if (!detail::is_empty(spec.shape)) made.schedule_ = detail::make_schedule(spec);
+  if (!detail::is_empty(spec.shape)) {
+    made.schedule_ = detail::make_schedule(spec, made.target_->of(spec.data).lanes);
+  }
   *plan = made;
   return Status::ok;
 }
@@ -134,7 +121,7 @@ std::int64_t Plan::block_elements() const noexcept {
   return spec_.block.examples * spec_.block.channels * spec_.shape.s;
 }
 
-const char* Plan::target() const noexcept { return kernels_ == nullptr ? "" : kernels_->target; }
+const char* Plan::target() const noexcept { return target_ == nullptr ? "" : target_->name; }
 
 std::size_t Plan::workspace_bytes() const noexcept {
   // Only a split schedule keeps moments, one of each block and chunk; and only where there is more

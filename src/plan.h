@@ -7,16 +7,16 @@
 //   fused  a thread reduces and then applies one unit after another, while it lies in its cache
 //   split  all threads share the chunks of all units: first to reduce, then to apply
 //
-// There are three walks:
+// There are two walks:
 //
 //   rows     channels_first: a unit is one block, that is block.examples runs of
 //            block.channels * s elements. A chunk is whole rows of s positions or a part of one, of
-//            one run; or several short runs. Coefficients are uniform along a row.
+//            one run; or several short runs. Coefficients are uniform along a row. Where s = 1 and
+//            one example makes a block of at least a vector of channels, too, in whichever layout:
+//            a chunk is the block, and each element has its own gamma and beta.
 //   columns  channels_last, or s = 1: block.examples examples are block.examples * s rows of c
 //            lanes, and a unit is a tile of those lanes. A chunk is a range of rows. Coefficients
 //            differ from lane to lane.
-//   runs     s = 1 and one example a block, of at least a vector of channels: a unit is one block,
-//            in one chunk. It takes the place of columns.
 //
 // Schedule (groupnorm.hpp):
 //   units            rows: blocks; columns: n / block.examples * tiles
@@ -37,17 +37,11 @@
 
 namespace groupnorm::detail {
 
-// Of a Spec that check_spec accepts and that is not empty.
-Schedule make_schedule(const Spec& spec) noexcept;
+// Of a Spec that check_spec accepts and that is not empty. `lanes`: of a vector.
+Schedule make_schedule(const Spec& spec, std::int64_t lanes) noexcept;
 
 // Whether `threads` threads should share each unit rather than take whole units.
 bool splits(const Schedule& schedule, int threads) noexcept;
-
-// Whether every block is one run of at least `lanes` channels: the walk of runs, which knows no
-// schedule.
-inline bool is_runs(const Spec& spec, std::int64_t lanes) {
-  return spec.shape.s == 1 && spec.block.examples == 1 && spec.block.channels >= lanes;
-}
 
 constexpr bool is_empty(const Shape& shape) { return shape.n == 0 || shape.c == 0 || shape.s == 0; }
 

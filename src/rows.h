@@ -1,148 +1,295 @@
-// The walk of channels_first.
+// The walk of channels_first, and of rows of one element that have a gamma and a beta each.
 #ifndef GROUPNORM_SRC_ROWS_H
 #define GROUPNORM_SRC_ROWS_H
 
 #include "call.h"
+#include "gradient.h"
+#include "kernels/row_parts.h"
 #include "plan.h"
-#include "range.h"
+#include "tiles.h"
 
 namespace groupnorm::detail {
 
-// Where the rows of a unit lie (see plan.h).
-class RowParts {
- public:
-  // Contiguous elements of one run: whole rows, or a piece of one.
-  struct Part {
-    std::int64_t example, channel;
-    std::int64_t index;  // in the tensor
-    std::int64_t rows, length;
-    std::int64_t piece;  // which one of its row; 0 for whole rows
-    std::int64_t size() const { return rows * length; }
-  };
-
-  RowParts(const Spec& spec, const Schedule& schedule)
-      : spec_(spec),
-        schedule_(schedule),
-        groups_(spec.shape.c / spec.block.channels),
-        run_(spec.block.channels * spec.shape.s),
-        line_(spec.shape.s > schedule.chunk ? spec.shape.s : run_),
-        chunks_per_line_(ceil_div(line_, schedule.chunk)) {}
-
-  std::int64_t pieces_per_row() const {
-    return spec_.shape.s > schedule_.chunk ? chunks_per_line_ : 1;
-  }
-
-  std::int64_t first_index(std::int64_t unit) const {
-    const std::int64_t row = unit / groups_, group = unit % groups_;
-    return row * spec_.block.examples * groups_ * run_ + group * run_;
-  }
-
-  // f(part) for the parts that a chunk is made of.
-  template <class F>
-  void for_each(std::int64_t unit, std::int64_t chunk, F&& f) const {
-    const std::int64_t examples = spec_.block.examples, channels = spec_.block.channels;
-    const std::int64_t s = spec_.shape.s, size = schedule_.chunk;
-    const std::int64_t row = unit / groups_, group = unit % groups_;
-    const std::int64_t example = row * examples, channel = group * channels;
-    const auto index = [=, this](std::int64_t i) { return (i * groups_ + group) * run_; };
-    if (size == run_) {
-      const Range runs = piece(chunk, schedule_.runs_per_chunk, examples);
-      for (std::int64_t i = example + runs.begin; i < example + runs.end; ++i) {
-        f(Part{i, channel, index(i), channels, s, 0});
-      }
-      return;
-    }
-    // A line, the whole run or one long row of it, is cut into chunks.
-    const std::int64_t chunks_per_run = run_ / line_ * chunks_per_line_;
-    const std::int64_t i = example + chunk / chunks_per_run, in_run = chunk % chunks_per_run;
-    const std::int64_t start = in_run / chunks_per_line_ * line_,
-                       in_line = in_run % chunks_per_line_;
-    const Range part = piece(in_line, size, line_);
-    const std::int64_t length = std::min(s, part.size());
-    f(Part{i, channel + (start + part.begin) / s, index(i) + start + part.begin,
-           part.size() / length, length, s > size ? in_line : 0});
-  }
-
- private:
-  const Spec& spec_;
-  const Schedule& schedule_;
-  std::int64_t groups_;           // of an example
-  std::int64_t run_;              // elements
-  std::int64_t line_;             // elements
-  std::int64_t chunks_per_line_;  // where a chunk is no longer than a run
-};
-
-// Whether every unit of this walk is one run of one chunk, which kernels take as a whole.
-inline bool is_whole(const Call& call) {
-  const auto& block = call.spec.block;
-  return block.examples == 1 && call.schedule.chunks == 1 &&
-         block.channels * call.spec.shape.s >= call.kernels.lanes;
-}
-
 // See plan.h: a unit is one block, in runs of rows of s positions.
 class Rows {
-  using Part = RowParts::Part;
-
  public:
   static constexpr std::int64_t kMaxBlocks = 1;
-  static constexpr bool kCarries = true;  // has apply_and_reduce
 
-  explicit Rows(const Call& call) : call_(call), parts_(call.spec, call.schedule) {}
+  explicit Rows(const Call& call)
+      : call_(call),
+        parts_(call.spec, call.schedule),
+        run_(call.spec.block.channels * call.spec.shape.s),
+        one_run_(call.spec.block.examples == 1 && call.schedule.chunks == 1) {}
 
   std::int64_t units() const { return call_.schedule.units; }
   std::int64_t blocks(std::int64_t) const { return 1; }
   std::int64_t first_block(std::int64_t unit) const { return unit; }
-  bool whole() const { return is_whole(call_); }
+
+  // Reduces, finishes and applies blocks from `begin` on; returns how many, 0 where the kernels
+  // leave the first of them.
+  std::int64_t normalize(std::int64_t begin, std::int64_t end) const {
+    if (run_ < call_.kernels.lanes) return 0;
+    if (is_fused(call_.spec.activation)) {
+      if (!one_run_ && call_.spec.shape.s < kLongRow) return 0;
+      const std::int64_t first = one_run_ ? begin * run_ : 0;
+      return call_.kernels.normalize(
+          course(call_.x(first), call_.y(first), begin, end - begin, call_.spec.activation));
+    }
+    return one_run_ ? normalize_in_tiles(begin, end) : 0;
+  }
 
   void reduce(std::int64_t unit, std::int64_t chunk, Moments* moments) const {
     *moments = {};
-    parts_.for_each(unit, chunk, [&](const Part& part) {
-      *moments = merge(*moments, run_moments(call_, part.index, part.size()));
-    });
+    for (std::int64_t p = 0; p < parts_.parts(chunk); ++p) {
+      const RowPart part = parts_.at(unit, chunk, p);
+      Moments run;
+      run_moments(call_, part.index, 1, part.size(), &run);
+      *moments = merge(*moments, run);
+    }
   }
 
   void apply(std::int64_t unit, std::int64_t chunk, const Statistics* statistics) const {
-    parts_.for_each(unit, chunk, [&](const Part& part) { apply_part(part, *statistics, {}); });
-  }
-
-  // Applies a chunk while it reduces the same chunk of unit `next`.
-  void apply_and_reduce(std::int64_t unit, std::int64_t chunk, const Statistics* statistics,
-                        std::int64_t next, Moments* moments) const {
-    const std::int64_t ahead = parts_.first_index(next) - parts_.first_index(unit);
-    *moments = {};
-    parts_.for_each(unit, chunk, [&](const Part& part) {
-      const std::int64_t index = part.index + ahead;
-      const bool carried = by_kernel(part, *statistics);
-      Moments run;
-      apply_part(part, *statistics,
-                 carried ? Kernels::Runs{call_.x(index), 1, part.size(), &run} : Kernels::Runs{});
-      run = carried ? trusted(call_, index, part.size(), run)
-                    : run_moments(call_, index, part.size());
-      *moments = merge(*moments, run);
-    });
+    for (std::int64_t p = 0; p < parts_.parts(chunk); ++p) {
+      apply_part(parts_.at(unit, chunk, p), *statistics);
+    }
   }
 
  private:
-  // Whether the kernel takes the part.
-  bool by_kernel(const Part& part, const Statistics& statistics) const {
-    return !statistics.extreme && part.size() >= call_.kernels.lanes;
+  // The arguments of Kernels::normalize for blocks of x and y as `first` of them lies there.
+  Kernels::Normalize course(const void* x, void* y, std::int64_t first, std::int64_t blocks,
+                            Activation activation) const {
+    const Spec& spec = call_.spec;
+    const auto at = [first](double* statistics) {
+      return statistics == nullptr ? nullptr : statistics + first;
+    };
+    return {.x = x,
+            .y = y,
+            .first = first,
+            .blocks = blocks,
+            .groups = spec.shape.c / spec.block.channels,
+            .channels = spec.block.channels,
+            .length = spec.shape.s,
+            .parts = one_run_ ? nullptr : &parts_,
+            .params = call_.params(0, 0),
+            .param_stride = spec.param_stride,
+            .activation = activation,
+            .store = call_.store,
+            .statistics = nullptr,
+            .correction = spec.correction,
+            .eps = spec.eps,
+            .center = spec.center,
+            .least_m2 = least_m2(spec),
+            .mean = at(call_.args.mean),
+            .rstd = at(call_.args.rstd)};
   }
 
-  // Reduces `next` too where by_kernel says so.
-  void apply_part(const Part& part, const Statistics& statistics, Kernels::Runs next) const {
-    if (by_kernel(part, statistics)) {
-      return apply_blocks(call_,
-                          {part.index, part.example, part.channel, 1, part.rows, part.length},
-                          &statistics, next);
+  // As many blocks at a time as fill a tile.
+  std::int64_t normalize_in_tiles(std::int64_t begin, std::int64_t end) const {
+    const Tiles tiles(call_, false);
+    const std::int64_t most = tiles.size() / run_;
+    if (most == 0) return 0;
+    Tile tile;
+    for (std::int64_t block = begin; block < end;) {
+      const std::int64_t blocks = std::min(end - block, most);
+      const Area area{block * run_, 1, 0, blocks * run_};
+      Kernels::Normalize args =
+          course(tiles.view(call_.args.x, area, tiles.is_direct(area, true), tile.data()),
+                 tile.data(), block, blocks, Activation::none);
+      args.store = Store::cached;
+      const std::int64_t done = tiles.kernels().normalize(args);
+      tiles.activate(tile.data(), call_.spec.activation, call_.args.y,
+                     {area.index, 1, 0, done * run_});
+      block += done;
+      if (done < blocks) return block - begin;
     }
-    for (std::int64_t r = 0; r < part.rows; ++r) {
-      apply_channel(call_, part.index + r * part.length, part.length, 1, part.example,
-                    part.channel + r, statistics);
+    return end - begin;
+  }
+
+  void apply_part(const RowPart& part, const Statistics& statistics) const {
+    if (statistics.extreme || part.size() < call_.kernels.lanes ||
+        !is_fused(call_.spec.activation)) {
+      return apply_part_in_tiles(call_, part, statistics);
     }
+    call_.kernels.normalize(apply_args(call_.x(part.index), call_.y(part.index), 1, part.rows,
+                                       part.length, call_.params(part.example, part.channel),
+                                       &statistics, call_.spec.activation, call_.store));
   }
 
   const Call& call_;
   RowParts parts_;
+  std::int64_t run_;  // elements
+  bool one_run_;      // whether a block is one run and one chunk
+};
+
+// The backward pass of this walk, of rows of more than one position.
+class GradientRows {
+ public:
+  static constexpr std::int64_t kMaxBlocks = 1;
+
+  explicit GradientRows(const GradientCall& gradient)
+      : gradient_(gradient),
+        call_(gradient.call),
+        parts_(call_.spec, call_.schedule),
+        run_(call_.spec.block.channels * call_.spec.shape.s),
+        fused_(has_fused_derivative(call_.spec.activation)) {}
+
+  std::int64_t chunks() const { return call_.schedule.chunks; }
+  std::int64_t blocks(std::int64_t) const { return 1; }
+  std::int64_t first_block(std::int64_t unit) const { return unit; }
+
+  // Sums and applies blocks from `begin` on; returns how many, 0 where the kernels leave the first
+  // of them.
+  std::int64_t differentiate(std::int64_t begin, std::int64_t end) const {
+    const Spec& spec = call_.spec;
+    const bool one_run = spec.block.examples == 1 && chunks() == 1 && run_ >= call_.kernels.lanes;
+    const std::int64_t most =
+        fused_ ? end - begin : std::min(kBlocksOfTile, Tiles(call_, false).size() / run_);
+    if (!one_run || spec.given_statistics || most == 0) return 0;
+    const std::int64_t groups = spec.shape.c / spec.block.channels;
+    for (std::int64_t block = begin; block < end;) {
+      const std::int64_t blocks = std::min({end - block, groups - block % groups, most});
+      const std::int64_t done =
+          fused_
+              ? differentiate_blocks(*call_.kernels.gradients, block, blocks, call_.x(block * run_),
+                                     gradient_.dy(block * run_), gradient_.dx(block * run_),
+                                     call_.spec.activation, call_.store)
+              : differentiate_in_tiles(block, blocks);
+      block += done;
+      if (done < blocks) return block - begin;
+    }
+    return end - begin;
+  }
+
+  void reduce(std::int64_t unit, std::int64_t chunk, const Statistics* statistics) const {
+    for (std::int64_t p = 0; p < parts_.parts(chunk); ++p) {
+      reduce_part(parts_.at(unit, chunk, p), *statistics);
+    }
+  }
+
+  void apply(std::int64_t unit, std::int64_t chunk, const Statistics* statistics,
+             const GradientTerms* terms) const {
+    for (std::int64_t p = 0; p < parts_.parts(chunk); ++p) {
+      apply_part(parts_.at(unit, chunk, p), *statistics, *terms);
+    }
+  }
+
+ private:
+  // Blocks of one example.
+  std::int64_t differentiate_blocks(const GradientKernels& kernels, std::int64_t first,
+                                    std::int64_t blocks, const void* x, const void* dy, void* dx,
+                                    Activation activation, Store store) const {
+    const Spec& spec = call_.spec;
+    const std::int64_t groups = spec.shape.c / spec.block.channels;
+    const std::int64_t example = first / groups, channel = first % groups * spec.block.channels;
+    const Backward& args = gradient_.args;
+    return kernels.differentiate({x, dy, dx, blocks, spec.block.channels, spec.shape.s,
+                                  call_.params(example, channel),
+                                  spec.center ? args.mean + first : nullptr, args.rstd + first,
+                                  nullptr, gradient_rule(call_), activation, store,
+                                  gradient_.sums + gradient_.map.index(example, channel, 0)});
+  }
+
+  std::int64_t differentiate_in_tiles(std::int64_t first, std::int64_t blocks) const {
+    const Spec& spec = call_.spec;
+    const std::int64_t groups = spec.shape.c / spec.block.channels;
+    Statistics statistics[kBlocksOfTile];
+    for (std::int64_t b = 0; b < blocks; ++b) {
+      statistics[b] = gradient_.statistics(first + b);
+      if (statistics[b].extreme) blocks = b;
+    }
+    if (blocks == 0) return 0;
+    GradientTiles tiles(gradient_, false);
+    const Area area{first * run_, 1, 0, blocks * run_};
+    tiles.load(area, blocks, spec.block.channels, spec.shape.s,
+               call_.params(first / groups, first % groups * spec.block.channels), statistics);
+    const std::int64_t done =
+        differentiate_blocks(tiles.kernels(), first, blocks, tiles.x(), tiles.dz(), tiles.dx(),
+                             Activation::none, tiles.store());
+    tiles.finish(done * run_);
+    return done;
+  }
+
+  void reduce_part(const RowPart& part, const Statistics& statistics) const {
+    // One behind the other: a row that comes in pieces comes alone.
+    GradientSums* const sums =
+        gradient_.sums + gradient_.map.index(part.example, part.channel, part.piece);
+    const bool wide = statistics.extreme || part.size() < call_.kernels.lanes;
+    if (!wide && fused_) {
+      call_.kernels.gradients->sum_rows({call_.x(part.index), gradient_.dy(part.index), part.rows,
+                                         part.length, call_.params(part.example, part.channel),
+                                         statistics.mean, statistics.rstd, call_.spec.activation,
+                                         sums});
+    } else {
+      reduce_in_tiles(part, statistics, wide, sums);
+    }
+    if (!wide && !std::all_of(sums, sums + part.rows, sound)) {
+      reduce_in_tiles(part, statistics, true, sums);
+    }
+  }
+
+  void reduce_in_tiles(const RowPart& part, const Statistics& statistics, bool wide,
+                       GradientSums* sums) const {
+    GradientTiles tiles(gradient_, wide);
+    for_each_tile(part, statistics, &tiles, [&](Range rows, Range positions) {
+      GradientSums cut;
+      const bool whole = positions.size() == part.length;
+      tiles.kernels().sum_rows({tiles.x(),
+                                tiles.dz(),
+                                rows.size(),
+                                positions.size(),
+                                {},
+                                call_.split(statistics.mean).hi,
+                                statistics.rstd,
+                                Activation::none,
+                                whole ? sums + rows.begin : &cut});
+      if (whole) return;
+      GradientSums& row = sums[rows.begin];
+      if (positions.begin == 0) row = {0, 0};
+      row.dz += cut.dz;
+      row.dzx += cut.dzx;
+    });
+  }
+
+  void apply_part(const RowPart& part, const Statistics& statistics,
+                  const GradientTerms& terms) const {
+    const bool wide = terms.extreme || part.size() < call_.kernels.lanes;
+    const Parameters params = call_.params(part.example, part.channel);
+    if (!wide && fused_) {
+      call_.kernels.gradients->differentiate(
+          {call_.x(part.index), gradient_.dy(part.index), gradient_.dx(part.index), 1, part.rows,
+           part.length, params, &statistics.mean, &statistics.rstd, &terms, gradient_rule(call_),
+           call_.spec.activation, call_.store, nullptr});
+      return;
+    }
+    GradientTiles tiles(gradient_, wide);
+    const double mean = call_.split(statistics.mean).hi;
+    for_each_tile(part, statistics, &tiles, [&](Range rows, Range positions) {
+      tiles.kernels().differentiate(
+          {tiles.x(), tiles.dz(), tiles.dx(), 1, rows.size(), positions.size(),
+           call_.params(part.example, part.channel + rows.begin), &mean, &statistics.rstd, &terms,
+           gradient_rule(call_), Activation::none, tiles.store(), nullptr});
+      tiles.finish();
+    });
+  }
+
+  // f(rows, positions) of each piece of the part, when it is in the tiles.
+  template <class F>
+  void for_each_tile(const RowPart& part, const Statistics& statistics, GradientTiles* tiles,
+                     const F& f) const {
+    tiles->tiles().for_each_piece(part, [&](Range rows, Range positions) {
+      tiles->load(area_of(part, rows, positions), 1, rows.size(), positions.size(),
+                  call_.params(part.example, part.channel + rows.begin), &statistics);
+      f(rows, positions);
+    });
+  }
+
+  static constexpr std::int64_t kBlocksOfTile = 128;  // their statistics are on the stack
+
+  const GradientCall& gradient_;
+  const Call& call_;
+  RowParts parts_;
+  std::int64_t run_;  // elements
+  bool fused_;        // whether the kernels make dz
 };
 
 }  // namespace groupnorm::detail

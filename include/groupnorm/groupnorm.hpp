@@ -183,7 +183,7 @@ struct Backward {
 };
 
 namespace detail {
-struct Kernels;
+struct Target;
 
 // How a Plan walks its tensor: src/plan.h explains it.
 struct Schedule {
@@ -229,7 +229,7 @@ class GROUPNORM_API Plan {
  private:
   Spec spec_;
   detail::Schedule schedule_;
-  const detail::Kernels* kernels_ = nullptr;
+  const detail::Target* target_ = nullptr;
 };
 
 // The instruction sets compiled in that this machine has, best first; the last is what the compiler

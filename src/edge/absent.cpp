@@ -8,7 +8,7 @@ Executor pool(int) noexcept { return {}; }  // the calling thread
 std::size_t Plan::backward_workspace_bytes() const noexcept { return 0; }
 
 Status Plan::backward(const Backward&, std::span<std::byte>, const Executor&) const noexcept {
-  return kernels_ == nullptr ? Status::not_planned : Status::not_built;
+  return target_ == nullptr ? Status::not_planned : Status::not_built;
 }
 
 }  // namespace groupnorm

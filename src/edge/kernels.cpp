@@ -3,10 +3,11 @@
 // table names, so what is not named here costs nothing.
 #include "kernels/targets.h"
 // Highway reads it.
-#include "kernels/apply-inl.h"
 #include "kernels/finish-inl.h"
+#include "kernels/moments-inl.h"
+#include "kernels/name-inl.h"
 #include "kernels/normalize-inl.h"
-#include "kernels/reduce-inl.h"
+#include "kernels/tile-inl.h"
 
 #include <hwy/highway.h>
 
@@ -17,19 +18,63 @@ namespace groupnorm::detail {
 namespace HWY_NAMESPACE {
 namespace {
 
-constexpr const char* kName = HWY_TARGET == HWY_NEON ? "neon" : "scalar";
+// By Clamp alone: the other activations go in tiles (is_fused). Lanes are not streamed: Arm has no
+// such stores.
+std::int64_t NormalizeF32(const Kernels::Normalize& args) {
+  return NormalizeBy<float, Clamp<float>>(args);
+}
+template <class T>
+void ApplyClampedColumns(const Kernels::ApplyColumns& args) {
+  ApplyColumnsBy<T, Clamp<T>>(args, Store::cached);
+}
 
-constexpr Kernels kFloat{kName,
-                         static_cast<std::int64_t>(hn::MaxLanes(hn::ScalableTag<float>())),
-                         ReduceRuns<float>,
-                         ReduceColumns<float>,
-                         Finish<float>,
-                         Coefficients<float>,
-                         ApplyBlocks<float>,
-                         NormalizeBlocks<float>,
-                         ApplyLanes<float>,
-                         Flush,
-                         nullptr};
+// In double tiles, statistics are given. Rows of any length go the way of short ones.
+std::int64_t NormalizeF64(const Kernels::Normalize& args) {
+  return NormalizeSome<double, Clamp<double>, ShortRows>(args);
+}
+
+constexpr Kernels kF32{
+    .target = kName,
+    .lanes = kLanes<float>,
+    .reduce_runs = ReduceRuns<float>,
+    .reduce_columns = ReduceColumns<float>,
+    .exact_moments = ExactMoments<float>,
+    .finish = Finish<float>,
+    .coefficients = Coefficients<float>,
+    .normalize = NormalizeF32,
+    .apply_columns = ApplyClampedColumns<float>,
+    .flush = Flush,
+    .tiles = {.load = LoadTile<float, float>,
+              .load_wide = LoadTile<float, double>,
+              .store_wide = StoreWide<float>,
+              .activate = Activate<float>,
+              .dz_rows = nullptr,
+              .dz_columns = nullptr},
+    .gradients = nullptr,
+};
+
+// What double tiles of f32 call (tiles.h), and no more.
+constexpr Kernels kF64{
+    .target = kName,
+    .lanes = kLanes<double>,
+    .reduce_runs = nullptr,
+    .reduce_columns = nullptr,
+    .exact_moments = nullptr,
+    .finish = nullptr,
+    .coefficients = Coefficients<double>,
+    .normalize = NormalizeF64,
+    .apply_columns = ApplyClampedColumns<double>,
+    .flush = nullptr,
+    .tiles = {.load = nullptr,
+              .load_wide = nullptr,
+              .store_wide = nullptr,
+              .activate = Activate<double>,
+              .dz_rows = nullptr,
+              .dz_columns = nullptr},
+    .gradients = nullptr,
+};
+
+constexpr Target kTarget{kName, HWY_TARGET, {&kF32, &kF64, nullptr, nullptr}};
 
 }  // namespace
 }  // namespace HWY_NAMESPACE
@@ -39,25 +84,23 @@ HWY_AFTER_NAMESPACE();
 namespace groupnorm {
 namespace {
 
-constexpr const detail::Kernels& kKernels = detail::HWY_NAMESPACE::kFloat;
+constexpr const detail::Target& kTarget = detail::HWY_NAMESPACE::kTarget;
 
 }  // namespace
 
 namespace detail {
 
-Status find_kernels(const char* target, DType dtype, const Kernels** kernels) noexcept {
+Status find_target(const char* name, DType dtype, const Target** target) noexcept {
   if (dtype != DType::f32) return Status::not_built;
-  if (target != nullptr && std::strcmp(target, kKernels.target) != 0) {
-    return Status::unavailable_target;
-  }
-  *kernels = &kKernels;
+  if (name != nullptr && std::strcmp(name, kTarget.name) != 0) return Status::unavailable_target;
+  *target = &kTarget;
   return Status::ok;
 }
 
 }  // namespace detail
 
-std::span<const char* const> targets() noexcept { return {&kKernels.target, 1}; }
+std::span<const char* const> targets() noexcept { return {&kTarget.name, 1}; }
 
-const char* active_target() noexcept { return kKernels.target; }
+const char* active_target() noexcept { return kTarget.name; }
 
 }  // namespace groupnorm

@@ -1,5 +1,8 @@
-// Activations on vectors of the compute type: z = gamma * xhat + beta -> y. Each is a struct with a
-// static Apply; f32 errors are stated in ulp of the result and tested over the whole range.
+// Element functions on vectors of the compute type: z = gamma * xhat + beta -> y, and dy times the
+// derivative at z. f32 errors are stated in ulp of the result and tested over the whole range.
+//
+// Clamp and Swish are part of the loops that write y, Derivative of those of backward. The others
+// are made of a tile of z in L1, or written to one (tile-inl.h).
 #if defined(GROUPNORM_SRC_KERNELS_ACTIVATION_INL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef GROUPNORM_SRC_KERNELS_ACTIVATION_INL_H
 #undef GROUPNORM_SRC_KERNELS_ACTIVATION_INL_H
@@ -25,15 +28,29 @@ HWY_INLINE V KeepNaN(D, V z, V v) {
   return hn::IfThenElse(hn::IsNaN(z), z, v);
 }
 
-struct None {
-  template <class D, class V>
-  static HWY_INLINE V Apply(D, V z) {
-    return z;
+// Where Max(low, z) is z if z is NaN.
+#if HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_EMU128
+inline constexpr bool kMaxKeepsNaN = false;
+#else
+inline constexpr bool kMaxKeepsNaN = HWY_ARCH_X86 || HWY_ARCH_ARM_A64;
+#endif
+
+// Relu, and no activation at all: a bound from below, 0 or -infinity. Keeps NaN.
+template <class C>
+class Clamp {
+ public:
+  HWY_INLINE explicit Clamp(Activation activation)
+      : low_(hn::Set(Tag<C>(),
+                     activation == Activation::relu ? C{0} : -std::numeric_limits<C>::infinity())) {
   }
-  template <class D, class V>
-  static HWY_INLINE V Gradient(D, V, V dy) {
-    return dy;
+
+  HWY_INLINE Vector<C> operator()(Vector<C> z) const {
+    if constexpr (kMaxKeepsNaN) return hn::Max(low_, z);
+    return hn::IfThenElse(hn::Lt(z, low_), low_, z);
   }
+
+ private:
+  Vector<C> low_;
 };
 
 struct Relu {
@@ -142,6 +159,21 @@ struct HardSwish {
   }
 };
 
+// SiLU and hard-swish: which of them is asked for each vector costs less than code for either.
+template <class C>
+class Swish {
+ public:
+  HWY_INLINE explicit Swish(Activation activation) : hard_(activation == Activation::hard_swish) {}
+
+  HWY_INLINE Vector<C> operator()(Vector<C> z) const {
+    const Tag<C> d;
+    return hard_ ? HardSwish::Apply(d, z) : Silu::Apply(d, z);
+  }
+
+ private:
+  bool hard_;
+};
+
 // z * Phi(z) = max(z, 0) - |z| erfc(|z| / sqrt 2) / 2: no cancellation on either side of 0.
 // f32: erfc(v) = exp(-v^2) t P(t), t = 1 / (1 + 0.3 v); P is a minimax fit of degree 8 to erfcx,
 // relative error 2.1e-8. f64 takes the C library's erfc, a lane at a time.
@@ -192,6 +224,47 @@ struct Gelu {
     return hn::Load(d, lane);
   }
 };
+
+// dz = dy, where there is no activation. kFew: whether a loop should have the function but once.
+struct Same {
+  static constexpr bool kFew = false;
+  HWY_INLINE explicit Same(Activation) {}
+  template <class V, class Z>
+  HWY_INLINE V operator()(V dy, const Z&) const {
+    return dy;
+  }
+};
+
+// dz = dy times the derivative of relu or SiLU at z(), asked for each vector as in Swish.
+class Derivative {
+ public:
+  static constexpr bool kFew = true;
+  HWY_INLINE explicit Derivative(Activation activation) : relu_(activation == Activation::relu) {}
+  template <class V, class Z>
+  HWY_INLINE V operator()(V dy, const Z& z) const {
+    const hn::DFromV<V> d;
+    return relu_ ? Relu::Gradient(d, z(), dy) : Silu::Gradient(d, z(), dy);
+  }
+
+ private:
+  bool relu_;
+};
+
+// dy times the derivative of any activation at z. Which it is, is asked for each vector, as in
+// Swish.
+template <class V>
+HWY_INLINE V Dz(Activation activation, V z, V dy) {
+  const hn::DFromV<V> d;
+  switch (activation) {
+    case Activation::relu: return Relu::Gradient(d, z, dy);
+    case Activation::silu: return Silu::Gradient(d, z, dy);
+    case Activation::gelu: return Gelu::Gradient(d, z, dy);
+    case Activation::gelu_tanh: return GeluTanh::Gradient(d, z, dy);
+    case Activation::hard_swish: return HardSwish::Gradient(d, z, dy);
+    case Activation::none: break;
+  }
+  return dy;
+}
 
 }  // namespace HWY_NAMESPACE
 }  // namespace groupnorm::detail

@@ -83,12 +83,14 @@ const Available& available() noexcept {
 
 }  // namespace
 
-Status find_kernels(const char* target, DType dtype, const Kernels** kernels) noexcept {
+Status find_target(const char* name, DType dtype, const Target** target) noexcept {
   const Target* found = available().active;
   const Status status =
-      target == nullptr ? available().active_status : available().find(target, &found);
-  if (status == Status::ok) *kernels = &found->tables[static_cast<std::size_t>(dtype)];
-  return status;
+      name == nullptr ? available().active_status : available().find(name, &found);
+  if (status != Status::ok) return status;
+  if (found->kernels[static_cast<std::size_t>(dtype)] == nullptr) return Status::not_built;
+  *target = found;
+  return Status::ok;
 }
 
 }  // namespace groupnorm::detail

@@ -1,10 +1,14 @@
 // Every SIMD kernel's contract. A kernel sees runs, rows and lanes of numbers; it never hears of
-// groups, batches or layouts. Elements are of the table's storage dtype; arithmetic and
+// norms or layouts. Elements are of the table's storage dtype; arithmetic and
 // coefficients are in its compute type: float, or double for f64.
+//
+// What a kernel reads or writes holds a vector at least, each row of lanes as well; or it lies in a
+// tile, which has room for a vector on either side.
 #ifndef GROUPNORM_SRC_KERNELS_KERNELS_H
 #define GROUPNORM_SRC_KERNELS_KERNELS_H
 
 #include "fold.h"
+#include "kernels/row_parts.h"
 
 #include <groupnorm/groupnorm.hpp>
 
@@ -13,68 +17,92 @@
 
 namespace groupnorm::detail {
 
-// The most lanes that reduce_columns takes and that coefficients are made for at once: their
-// accumulators (28 bytes a lane, 40 for f64) and coefficients (12 to 24) stay in L1.
-inline constexpr std::int64_t kMaxLanes = 512;
+// Whether this is the edge build: data and parameters are of f32 alone, and size counts for more
+// than speed.
+#ifdef GROUPNORM_EDGE
+inline constexpr bool kEdge = true;
+#else
+inline constexpr bool kEdge = false;
+#endif
+
+// The activations that the kernels make as they write y, and as they read dy. The others go in
+// tiles (tiles.h).
+constexpr bool is_fused(Activation activation) {
+  const bool swish = activation == Activation::silu || activation == Activation::hard_swish;
+  return activation == Activation::none || activation == Activation::relu || (swish && !kEdge);
+}
+constexpr bool has_fused_derivative(Activation activation) {
+  return activation == Activation::none || activation == Activation::relu ||
+         activation == Activation::silu;
+}
 
 // What is stored by streaming can be seen by another thread after Kernels::flush.
 enum class Store : bool { cached, streaming };
 
-// gamma and beta, of the storage dtype, or float where `wide`. Null stands for 1 and 0.
+// gamma and beta, of any dtype that the compute type holds. Null stands for 1 and 0.
 struct Parameters {
   const void* gamma;
   const void* beta;
-  bool wide;
+  DType dtype;
 };
 
+// Of a row of lanes, in the compute type.
+struct LaneCoefficients {
+  const void* mean;
+  const void* a;
+  const void* b;
+};
+
+// The backward pass, of dz = dy * activation'(z). The activation has a fused derivative.
 struct GradientKernels {
-  // x, dy [rows, length], contiguous, rows * length >= lanes -> sums [rows]. params [rows] are
-  // read where there is an activation.
-  struct ReduceRows {
+  // x, dy [rows, length], contiguous -> sums [rows]; params [rows].
+  struct SumRows {
     const void* x;
     const void* dy;
     std::int64_t rows, length;
     Parameters params;
-    const Statistics& statistics;
+    double mean, rstd;
     Activation activation;
     GradientSums* sums;
   };
-  void (*reduce_rows)(const ReduceRows&);
+  void (*sum_rows)(const SumRows&);
 
-  // x, dy [rows, width], rows `stride` elements apart, lanes <= width <= kMaxLanes -> sums [width],
-  // one a column. mean, a, b [width].
-  struct ReduceLanes {
+  // x, dy [rows, width], rows `stride` and `dy_stride` elements apart, width <= kMaxLanes -> sums
+  // [width], one a column.
+  struct SumColumns {
     const void* x;
     const void* dy;
-    std::int64_t rows, stride, width;
-    const void* mean;
-    const void* a;
-    const void* b;
+    std::int64_t rows, stride, dy_stride, width;
+    LaneCoefficients coefficients;
     Activation activation;
     GradientSums* sums;
   };
-  void (*reduce_lanes)(const ReduceLanes&);
+  void (*sum_columns)(const SumColumns&);
 
-  // dx = gamma rstd dz + (slope (x - mean) + shift), shapes as in reduce_rows. dx == dy is allowed
-  // with Store::cached.
-  struct ApplyRows {
+  // Runs whose elements have their own gamma and beta each (blocks of length 1), or parts of them:
+  // x, dy [runs, width], runs `stride` and `dy_stride` elements apart, width <= kMaxLanes; params
+  // [width]; statistics [runs], `step` apart. Writes column_sums [width], of dz and dz * xhat down
+  // the columns, and adds to run_sums [runs] those of a dz in the place of dz: a = gamma times rstd
+  // as the compute type holds it.
+  struct SumRuns {
     const void* x;
     const void* dy;
-    void* dx;
-    std::int64_t rows, length;
     Parameters params;
-    const Statistics& statistics;
-    const GradientTerms& terms;
+    std::int64_t runs, stride, dy_stride, width;
+    const Statistics* statistics;
+    std::int64_t step;
     Activation activation;
-    Store store;
+    GradientSums* column_sums;
+    GradientSums* run_sums;
   };
-  void (*apply_rows)(const ApplyRows&);
+  void (*sum_runs)(const SumRuns&);
 
-  // reduce_rows, gradient_terms and apply_rows in one, with their bits, for x, dy, dx [blocks,
-  // channels, length]; params [blocks, channels]; mean (null: 0) and rstd [blocks] -> also sums
-  // [blocks, channels]. Returns how many blocks it has done, from the first on. The next one's dx
-  // is untouched: it is extreme, or its sums are not sound.
-  struct DifferentiateBlocks {
+  // dx = gamma rstd dz + (slope (x - mean) + shift) for x, dy, dx [blocks, channels, length];
+  // params [blocks, channels]; mean (null: 0), rstd and terms [blocks]. dx == dy is allowed with
+  // Store::cached. Where terms is null, they are made of sum_rows, with its bits, and sums [blocks,
+  // channels] are written, too. Returns how many blocks it has done, from the first on; the next
+  // one's dx is untouched: it is extreme, or its sums are not sound.
+  struct Differentiate {
     const void* x;
     const void* dy;
     void* dx;
@@ -82,71 +110,72 @@ struct GradientKernels {
     Parameters params;
     const double* mean;
     const double* rstd;
+    const GradientTerms* terms;
     GradientRule rule;
     Activation activation;
     Store store;
     GradientSums* sums;
   };
-  std::int64_t (*differentiate_blocks)(const DifferentiateBlocks&);
+  std::int64_t (*differentiate)(const Differentiate&);
 
-  // dx = a dz + (slope (x - mean) + shift) down the lanes, shapes as in reduce_lanes; shift, slope
-  // [width].
-  struct ApplyLanes {
+  // dx = a dz + (slope (x - mean) + shift) down the lanes, shapes as in sum_columns; shift, slope
+  // [width]; dx as x.
+  struct ApplyColumns {
     const void* x;
     const void* dy;
     void* dx;
-    std::int64_t rows, stride, width;
-    const void* mean;
-    const void* a;
-    const void* b;
+    std::int64_t rows, stride, dy_stride, width;
+    LaneCoefficients coefficients;
     const void* shift;
     const void* slope;
     Activation activation;
     Store store;
   };
-  void (*apply_lanes)(const ApplyLanes&);
+  void (*apply_columns)(const ApplyColumns&);
+};
 
-  // Runs whose elements have their own gamma and beta each (blocks of length 1), or parts of
-  // them: x, dy [runs, width], runs `stride` elements apart, lanes <= width <= kMaxLanes; params
-  // [width]; statistics [runs], `step` apart. Writes column_sums [width], of dz and dz * xhat
-  // down the columns, and adds to run_sums [runs], `step` apart, those of a dz in the place of dz:
-  // a = gamma times rstd as the compute type holds it.
-  struct ReduceRuns {
+// Between `count` numbers of a tensor and a tile of the compute type or, wide, of double. What is
+// written to the tensor is rounded once.
+struct TileKernels {
+  void (*load)(const void* tensor, void* tile, std::int64_t count);
+  void (*load_wide)(const void* tensor, void* tile, std::int64_t count);
+  void (*store_wide)(const void* tile, void* tensor, std::int64_t count, Store store);
+
+  // y = activation(z), z in a tile. y == z is allowed where they are of one type.
+  void (*activate)(const void* z, void* y, std::int64_t count, Activation activation, Store store);
+
+  // dz = dy * activation'(z), to a tile, for x, dy, dz [blocks, channels, length], contiguous;
+  // params [blocks, channels], statistics [blocks], of any activation. dz == dy is allowed where
+  // they are of one type.
+  struct DzRows {
     const void* x;
     const void* dy;
+    void* dz;
+    std::int64_t blocks, channels, length;
     Parameters params;
-    std::int64_t runs, stride, width;
     const Statistics* statistics;
-    std::int64_t step;
     Activation activation;
-    GradientSums* column_sums;
-    GradientSums* run_sums;
   };
-  void (*reduce_runs)(const ReduceRuns&);
+  void (*dz_rows)(const DzRows&);
 
-  // dx = gamma rstd dz + (slope (x - mean) + shift), terms [runs]. dx == dy is allowed with
-  // Store::cached.
-  struct ApplyRuns {
+  // The same for x, dy [rows, width], rows `stride` elements apart, dz `dz_stride`.
+  struct DzColumns {
     const void* x;
     const void* dy;
-    void* dx;
-    Parameters params;
-    std::int64_t runs, count;
-    const Statistics* statistics;
-    const GradientTerms* terms;
+    void* dz;
+    std::int64_t rows, stride, dz_stride, width;
+    LaneCoefficients coefficients;
     Activation activation;
-    Store store;
   };
-  void (*apply_runs)(const ApplyRuns&);
+  void (*dz_columns)(const DzColumns&);
 };
 
 struct Kernels {
   const char* target;  // the name in targets()
   std::int64_t lanes;  // of a vector in the compute type
 
-  // x [runs, count], contiguous, count >= lanes -> moments [runs], one a run. m2 is NaN where the
-  // sums overflowed, met a NaN or an infinity, or where the deviations were taken from a poor pilot
-  // (see reduce-inl.h).
+  // x [runs, count], contiguous -> moments [runs], one a run. m2 is NaN where the sums overflowed,
+  // met a NaN or an infinity, or where the deviations were taken from a poor pilot.
   struct Runs {
     const void* x;
     std::int64_t runs, count;
@@ -154,10 +183,23 @@ struct Kernels {
   };
   void (*reduce_runs)(const Runs&);
 
-  // x [rows, width], rows `stride` elements apart, lanes <= width <= kMaxLanes -> mean [width] and
-  // m2 [width] of each column; m2 as above, column by column.
-  void (*reduce_columns)(const void* x, std::int64_t rows, std::int64_t stride, std::int64_t width,
-                         double* mean, double* m2);
+  // x [rows, width], rows `stride` elements apart, width <= kMaxLanes -> mean [width] and m2
+  // [width] of each column; m2 as above, column by column.
+  struct Columns {
+    const void* x;
+    std::int64_t rows, stride, width;
+    double* mean;
+    double* m2;
+  };
+  void (*reduce_columns)(const Columns&);
+
+  // x [rows, width], rows `stride` elements apart, of any size -> the moments of all of it, in
+  // double, right for every input whose squares' sum double holds.
+  struct Numbers {
+    const void* x;
+    std::int64_t rows, stride, width;
+  };
+  Moments (*exact_moments)(const Numbers&);
 
   // moments [blocks], all of one count -> statistics [blocks], in double:
   //   rstd = 1 / sqrt(m2 / (count - correction) + eps), and 0 where that root is 0.
@@ -187,76 +229,70 @@ struct Kernels {
   };
   void (*coefficients)(const Coefficients&);
 
-  // y = activation(gamma (x - mean) rstd + beta) for x, y [blocks, channels, length], contiguous,
-  // channels * length >= lanes, params [blocks, channels] and statistics [blocks], none extreme. y
-  // == x is allowed with Store::cached. Where next.x is not null, also reduces those runs (at most
-  // one), with the bits of reduce_runs: its reads hide behind the writes of y. It must not overlap
-  // y.
-  struct ApplyBlocks {
+  // y = activation(gamma (x - mean) rstd + beta) for blocks [first, first + blocks): x, y [blocks,
+  // channels, length]; or, where `parts` says which parts of the tensors x and y each block has, in
+  // those, which are of long rows. params [groups, channels], and param_stride entries further
+  // those of the next example; block b is group b % groups of example b / groups. The activation is
+  // fused. y == x is allowed with Store::cached.
+  //
+  // statistics [blocks], none extreme; or null: they are made of reduce_runs, merged in order, and
+  // finish, with their bits, and written to mean and rstd [blocks] (each may be null). Returns how
+  // many blocks it has done, from the first on. The next is untouched: its m2 is NaN or below
+  // count * least_m2, or its statistics are extreme.
+  struct Normalize {
     const void* x;
     void* y;
-    std::int64_t blocks, channels, length;
+    std::int64_t first, blocks, groups;
+    std::int64_t channels, length;
+    const RowParts* parts;
     Parameters params;
-    const Statistics* statistics;
+    std::int64_t param_stride;
     Activation activation;
     Store store;
-    Runs next;
-  };
-  void (*apply_blocks)(const ApplyBlocks&);
-
-  // reduce_runs, finish and apply_blocks in one, with their bits: x, y and params as in
-  // apply_blocks, mean and rstd [blocks], each of them may be null. Returns how many blocks it has
-  // done, from the first on. The next is untouched: its m2 is NaN or below least_m2, or its
-  // statistics are extreme.
-  struct NormalizeBlocks {
-    const void* x;
-    void* y;
-    std::int64_t blocks, channels, length;
-    Parameters params;
+    const Statistics* statistics;
     int correction;
     double eps;
     bool center;
     double least_m2;
-    Activation activation;
-    Store store;
     double* mean;
     double* rstd;
   };
-  std::int64_t (*normalize_blocks)(const NormalizeBlocks&);
+  std::int64_t (*normalize)(const Normalize&);
 
   // y = activation(a[l] * (x - mean[l]) + b[l]) for x, y [rows, width], rows `stride` elements
-  // apart, width >= lanes. y == x is allowed with Store::cached.
-  struct ApplyLanes {
+  // apart. Activations and aliasing as in normalize.
+  struct ApplyColumns {
     const void* x;
     void* y;
     std::int64_t rows, stride, width;
-    const void* mean;
-    const void* a;
-    const void* b;
+    LaneCoefficients coefficients;
     Activation activation;
     Store store;
   };
-  void (*apply_lanes)(const ApplyLanes&);
+  void (*apply_columns)(const ApplyColumns&);
 
   // Once behind the last streaming store of a thread: each takes until memory has all of them.
   void (*flush)();
 
+  TileKernels tiles;
   const GradientKernels* gradients;
 };
 
-// One compiled instruction set: a table for each dtype, in the order of the enum.
+// One compiled instruction set.
 struct Target {
   const char* name;
-  std::int64_t highway;  // its HWY_TARGET bit
-  const Kernels* tables;
+  std::int64_t highway;       // its HWY_TARGET bit
+  const Kernels* kernels[4];  // in the order of DType; null: not built
+
+  const Kernels& of(DType dtype) const { return *kernels[static_cast<std::size_t>(dtype)]; }
 };
 
-// All that are compiled in, best first (kernels.cpp).
+// All that are compiled in, best first (targets.cpp).
 std::span<const Target> compiled_targets() noexcept;
 
-// The table of `target` (null: GROUPNORM_TARGET, or the best of this machine) for `dtype`; says why
-// not where there is none (dispatch.cpp).
-Status find_kernels(const char* target, DType dtype, const Kernels** kernels) noexcept;
+// `name`, or if it is null GROUPNORM_TARGET or the best of this machine; says why not where there
+// is none, or where it was built without `dtype` (dispatch.cpp).
+Status find_target(const char* name, DType dtype, const Target** target) noexcept;
 
 }  // namespace groupnorm::detail
 

@@ -1,5 +1,5 @@
-// normalize: reduce -> finish -> apply of whole blocks that lie one behind the other; where they
-// are neither small nor long, with nothing of a block in memory but its x and y.
+// normalize: reduce -> finish -> apply of blocks of rows, with nothing of a block in memory but its
+// x and y wherever that can be.
 //
 // While the stores of one y wait for memory, a core reads the next x only if no other store stands
 // between: its queue of stores is short, and full of y. What a chain of kernels keeps in memory
@@ -11,135 +11,383 @@
 #define GROUPNORM_SRC_KERNELS_NORMALIZE_INL_H
 #endif
 
-#include "kernels/apply-inl.h"
+#include "kernels/activation-inl.h"
 #include "kernels/finish-inl.h"
-#include "kernels/kernels.h"
-#include "kernels/reduce-inl.h"
+#include "kernels/loop-inl.h"
+#include "kernels/moments-inl.h"
+#include "kernels/terms-inl.h"
+#include "tuning.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
+#include <limits>
 
 HWY_BEFORE_NAMESPACE();
 namespace groupnorm::detail {
 namespace HWY_NAMESPACE {
 
-// Elements. Blocks of so few are reduced and finished kShortRuns at a time: their horizontal sums,
-// divisions and roots would take longer than all else. Where that is all there is to do, before
-// any y is stored, it pays for larger ones as well.
-inline constexpr std::int64_t kSmallBlock = 128;
-inline constexpr std::int64_t kSmallBlockOfFew = 512;
-// Some blocks, of so many elements together, stay in L1.
-inline constexpr std::int64_t kSomeElements = 8192;
+// y = act(a (x - mean) + b), by terms X.
+template <class T, class X, class Act>
+requires Terms<X, Compute<T>>
+class NormalizeStage {
+  using C = Compute<T>;
 
-// Where code is to be small, there is no kernel of blocks one by one for each activation.
-#ifdef __OPTIMIZE_SIZE__
-inline constexpr bool kOneByOne = false;
-#else
-inline constexpr bool kOneByOne = true;
-#endif
+ public:
+  using Loaded = Vector<C>;
+  static constexpr bool kFast = HWY_NAMESPACE::kFast<T>;
+  static constexpr std::int64_t kStored = HWY_NAMESPACE::kStored<T>;
 
-template <class C>
-HWY_INLINE Statistics StatisticsOf(const Kernels::NormalizeBlocks& args, const Moments& moments) {
-  Statistics statistics;
-  FinishSome<C>(hn::CappedTag<double, 1>(),
-                {&moments, 1, args.correction, args.eps, args.center, &statistics}, 0, 1);
-  return statistics;
-}
+  HWY_INLINE NormalizeStage(const T* x, T* y, const X& terms, const Act& act)
+      : x_(x), y_(y), terms_(terms), act_(act) {}
 
-// Whether the statistics of `block` hold; then writes them.
-HWY_INLINE bool Take(const Kernels::NormalizeBlocks& args, std::int64_t block,
-                     const Moments& moments, const Statistics& statistics) {
-  if (!(moments.m2 >= args.least_m2) || statistics.extreme) return false;
-  if (args.mean != nullptr) args.mean[block] = statistics.mean;
-  if (args.rstd != nullptr) args.rstd[block] = statistics.rstd;
-  return true;
-}
+  HWY_INLINE Loaded Load(std::int64_t i) const { return LoadAs(Tag<C>(), x_ + i); }
+  template <class Own>
+  HWY_INLINE void Write(std::int64_t i, Loaded vx, const Own& own, Store store) const {
+    StoreAs(Tag<C>(), Y(vx, own), y_ + i, store);
+  }
+  template <class Own>
+  HWY_INLINE void WriteTwo(std::int64_t i, const Own& own, const Own& next, Store store) const {
+    const auto two = LoadTwo<X::kOrder>(Tag<C>(), x_ + i);
+    StoreTwo<X::kOrder>(Tag<C>(), Two<Loaded>{Y(two.v0, own), Y(two.v1, next)}, y_ + i, store);
+  }
 
-// The pilot of the next block is made before the apply that hides its latency.
-template <class T>
-struct OneByOneOf {
-  template <class Act, Store kStore>
-  static std::int64_t Run(const Kernels::NormalizeBlocks& args) {
-    const Blocks<T, Kernels::NormalizeBlocks> blocks(args);
-    const RunPilots<T> pilots(blocks.size());
-    auto pilot = pilots.Of(blocks.x(0));
-    for (std::int64_t b = 0; b < args.blocks; ++b) {
-      const Moments moments = RunSums<T>(blocks.x(b), blocks.size(), pilot).Finish();
-      const Statistics statistics = StatisticsOf<Compute<T>>(args, moments);
-      if (b + 1 < args.blocks) pilot = pilots.Of(blocks.x(b + 1));
-      if (!Take(args, b, moments, statistics)) return b;
-      blocks.template Apply<Act, kStore>(b, statistics);
+ private:
+  template <class Own>
+  HWY_INLINE Loaded Y(Loaded vx, const Own& own) const {
+    return act_(terms_.Z(terms_.Deviation(vx, own), own));
+  }
+
+  const T* x_;
+  T* y_;
+  const X& terms_;
+  const Act& act_;
+};
+
+// How the rows of a block are written. Each kind has a course of its own: together, their numbers
+// would not stay in registers.
+
+// Of one element, which has a gamma and a beta.
+template <class T, class Act>
+struct ElementRows {
+  template <class Sums>
+  static HWY_INLINE void Apply(const Kernels::Normalize& args, const T* x, T* y, std::int64_t rows,
+                               std::int64_t, std::int64_t first, double mean, double rstd,
+                               const Act& act, Sums&) {
+    NoSums none;
+    ElementTerms<T> terms(args.params, first, mean, rstd);
+    const NormalizeStage<T, ElementTerms<T>, Act> stage(x, y, terms, act);
+    if (args.store == Store::cached) {
+      return Write<Compute<T>, 1>(stage, terms, Stretch{0, rows}, none);
     }
-    return args.blocks;
+    const RowStretches<T, 1> stretches(y, rows, args.store);
+    for (int i = stretches.first(); i <= stretches.last(); ++i) {
+      Write<Compute<T>, 1>(stage, terms, stretches[i], none);
+    }
   }
 };
 
-// Blocks [first, first + blocks), by the kernel.
+// Of less than kShortRow vectors.
+template <class T, class Act>
+struct ShortRows {
+  template <class Sums>
+  static HWY_INLINE void Apply(const Kernels::Normalize& args, const T* x, T* y, std::int64_t rows,
+                               std::int64_t length, std::int64_t first, double mean, double rstd,
+                               const Act& act, Sums&) {
+    NoSums none;
+    const PerRow<T> of_rows(args.params, first, mean, rstd);
+    if (length % kLanes<Compute<T>> == 0) {
+      for (std::int64_t r = 0; r < rows; ++r, x += length, y += length) {
+        RowTerms<Compute<T>> terms(of_rows.mean(), of_rows(r));
+        Write<Compute<T>, 1>(NormalizeStage<T, RowTerms<Compute<T>>, Act>{x, y, terms, act}, terms,
+                             Stretch{0, length}, none);
+      }
+      return;
+    }
+    ShortRowsTerms<T> terms(of_rows, length);
+    Write<Compute<T>, 1>(NormalizeStage<T, ShortRowsTerms<T>, Act>{x, y, terms, act}, terms,
+                         Stretch{0, rows * length}, none);
+  }
+};
+
+template <class T, class Act>
+struct LongRows {
+  template <class Sums>
+  static HWY_INLINE void Apply(const Kernels::Normalize& args, const T* x, T* y, std::int64_t rows,
+                               std::int64_t length, std::int64_t first, double mean, double rstd,
+                               const Act& act, Sums& sums) {
+    const PerRow<T> of_rows(args.params, first, mean, rstd);
+    for (std::int64_t r = 0; r < rows; ++r, x += length, y += length) {
+      RowTerms<Compute<T>> terms(of_rows.mean(), of_rows(r));
+      const RowStretches<T, kApplyPlaces> stretches(y, length, args.store);
+      for (int i = stretches.first(); i <= stretches.last(); ++i) {
+        Write<Compute<T>, kApplyPlaces>(
+            NormalizeStage<T, RowTerms<Compute<T>>, Act>{x, y, terms, act}, terms, stretches[i],
+            sums);
+      }
+    }
+  }
+};
+
+// Moments, or NaN in the place of an m2 so small that its squares may have underflowed.
+HWY_INLINE Moments Sound(const Kernels::Normalize& args, Moments moments) {
+  if (!(moments.m2 >= moments.count * args.least_m2)) {
+    moments.m2 = std::numeric_limits<double>::quiet_NaN();
+  }
+  return moments;
+}
+
+HWY_INLINE FinishRule RuleOf(const Kernels::Normalize& args, double count) {
+  return {count, args.correction, args.eps, args.center};
+}
+
+// The index of the first parameter of a block, block by block.
+class FirstParam {
+ public:
+  HWY_INLINE explicit FirstParam(const Kernels::Normalize& args)
+      : args_(args),
+        group_(args.first % args.groups),
+        index_(args.first / args.groups * args.param_stride + group_ * args.channels) {}
+
+  HWY_INLINE std::int64_t index() const { return index_; }
+  HWY_INLINE void Next() {
+    index_ += args_.channels;
+    if (++group_ < args_.groups) return;
+    index_ += args_.param_stride - args_.groups * args_.channels;
+    group_ = 0;
+  }
+
+ private:
+  const Kernels::Normalize& args_;
+  std::int64_t group_, index_;
+};
+
+HWY_INLINE void WriteStatistics(const Kernels::Normalize& args, std::int64_t b, double mean,
+                                double rstd) {
+  if (args.mean != nullptr) args.mean[b] = mean;
+  if (args.rstd != nullptr) args.rstd[b] = rstd;
+}
+
+// Blocks whose statistics are given; or small ones, kBatch at a time.
+template <class T, class Act, template <class, class> class Rows>
+HWY_NOINLINE std::int64_t NormalizeSome(const Kernels::Normalize& args) {
+  const Act act(args.activation);
+  const std::int64_t size = args.channels * args.length;
+  const bool given = !kFast<T> || args.statistics != nullptr;
+  FirstParam param(args);
+  Moments moments[kBatch];
+  Statistics batch[kBatch];
+  const T* x = static_cast<const T*>(args.x);
+  T* y = static_cast<T*>(args.y);
+  for (std::int64_t first = 0; first < args.blocks; first += kBatch) {
+    const std::int64_t blocks = std::min(kBatch, args.blocks - first);
+    std::int64_t sound = blocks;
+    if (!given) {
+      ReduceShortRuns<T>(x, blocks, size, moments);
+      FinishSome<Compute<T>>(RuleOf(args, static_cast<double>(size)), moments, blocks, batch);
+      for (sound = 0; sound < blocks; ++sound) {
+        if (batch[sound].extreme || std::isnan(Sound(args, moments[sound]).m2)) break;
+        WriteStatistics(args, first + sound, batch[sound].mean, batch[sound].rstd);
+      }
+    }
+    const Statistics* const own = given ? args.statistics + first : batch;
+    for (std::int64_t b = 0; b < sound; ++b, x += size, y += size, param.Next()) {
+      NoSums none;
+      Rows<T, Act>::Apply(args, x, y, args.channels, args.length, param.index(), own[b].mean,
+                          own[b].rstd, act, none);
+    }
+    if (sound < blocks) return first + sound;
+  }
+  return args.blocks;
+}
+
 template <class T>
-void ApplySome(const Kernels::NormalizeBlocks& args, std::int64_t first, std::int64_t blocks,
-               const Statistics* statistics, const Kernels::Runs& next) {
-  const std::int64_t channel = first * args.channels, at = channel * args.length;
-  const std::int64_t bytes =
-      channel * static_cast<std::int64_t>(args.params.wide ? sizeof(Wide<T>) : sizeof(T));
-  const auto from = [bytes](const void* param) {
-    return param == nullptr ? nullptr : static_cast<const std::byte*>(param) + bytes;
+HWY_INLINE RunSums<T> SumsOf(RunPilots<T>& pilots, const T* x, std::int64_t count, bool carried) {
+  if (count != pilots.count()) pilots = RunPilots<T>(count);
+  return RunSums<T>(x, count, pilots.Of(x), carried);
+}
+
+// Blocks one by one, each one run: it is reduced while the one before it is applied, or where it is
+// not that long at least its pilot is made before.
+template <class T, class Act, template <class, class> class Rows>
+HWY_NOINLINE std::int64_t NormalizeRuns(const Kernels::Normalize& args) {
+  const Act act(args.activation);
+  const std::int64_t size = args.channels * args.length;
+  const FinishRule rule = RuleOf(args, static_cast<double>(size));
+  const RunPilots<T> pilots(size);
+  const T* x = static_cast<const T*>(args.x);
+  T* y = static_cast<T*>(args.y);
+  FirstParam param(args);
+  Moments ahead{};
+  // The first turn applies nothing.
+  for (std::int64_t b = -1; b < args.blocks; ++b) {
+    const bool applies = b >= 0, reduces = b + 1 < args.blocks;
+    Statistics own{};
+    if (applies) {
+      own = FinishOne<Compute<T>>(rule, ahead);
+      if (own.extreme || std::isnan(ahead.m2)) return b;
+      WriteStatistics(args, b, own.mean, own.rstd);
+    }
+    RunSums<T> sums;
+    if (reduces) {
+      const T* const next = applies ? x + size : x;
+      sums = RunSums<T>(next, size, pilots.Of(next), size >= kCarriedBlock);
+    }
+    if (applies) {
+      Rows<T, Act>::Apply(args, x, y, args.channels, args.length, param.index(), own.mean, own.rstd,
+                          act, sums);
+      x += size;
+      y += size;
+      param.Next();
+    }
+    if (reduces) ahead = Sound(args, sums.Finish());
+  }
+  return args.blocks;
+}
+
+// The same of blocks in parts, of long rows: each part is reduced while that of the block before it
+// is applied.
+template <class T, class Act>
+HWY_NOINLINE std::int64_t NormalizeParts(const Kernels::Normalize& args) {
+  const Act act(args.activation);
+  const RowParts& parts = *args.parts;
+  RunPilots<T> pilots(parts.longest());
+  Moments ahead{};
+  // The first turn applies nothing.
+  for (std::int64_t b = -1; b < args.blocks; ++b) {
+    const bool applies = b >= 0, reduces = b + 1 < args.blocks;
+    Statistics own{};
+    if (applies) {
+      own = FinishOne<Compute<T>>(RuleOf(args, ahead.count), ahead);
+      if (own.extreme || std::isnan(ahead.m2)) return b;
+      WriteStatistics(args, b, own.mean, own.rstd);
+    }
+    ahead = Moments{};
+    for (std::int64_t chunk = 0; chunk < parts.chunks(); ++chunk) {
+      Moments of_chunk{};
+      for (std::int64_t p = 0; p < parts.parts(chunk); ++p) {
+        const RowPart next = parts.at(args.first + b + 1, chunk, p);
+        RunSums<T> sums;
+        if (reduces) {
+          sums = SumsOf(pilots, static_cast<const T*>(args.x) + next.index, next.size(), true);
+        }
+        if (applies) {
+          const RowPart part = parts.at(args.first + b, chunk, p);
+          LongRows<T, Act>::Apply(args, static_cast<const T*>(args.x) + part.index,
+                                  static_cast<T*>(args.y) + part.index, part.rows, part.length,
+                                  part.example * args.param_stride + part.channel, own.mean,
+                                  own.rstd, act, sums);
+        }
+        if (reduces) of_chunk = merge(of_chunk, Sound(args, sums.Finish()));
+      }
+      ahead = merge(ahead, of_chunk);
+    }
+  }
+  return args.blocks;
+}
+
+template <class T, class Act, template <class, class> class Rows>
+HWY_INLINE std::int64_t NormalizeRows(const Kernels::Normalize& args) {
+  if constexpr (!kFast<T>) return NormalizeSome<T, Act, Rows>(args);
+  const std::int64_t size = args.channels * args.length;
+  const std::int64_t small = args.blocks <= kBatch ? kSmallBlockOfFew : kSmallBlock;
+  const bool batches = size <= small && size < RunSums<T>::kOneChain;
+  if (args.statistics != nullptr || batches) return NormalizeSome<T, Act, Rows>(args);
+  return NormalizeRuns<T, Act, Rows>(args);
+}
+
+template <class T, class Act>
+HWY_INLINE std::int64_t NormalizeBy(const Kernels::Normalize& args) {
+  if constexpr (kFast<T>) {
+    if (args.parts != nullptr) return NormalizeParts<T, Act>(args);
+  } else {
+    if (args.statistics == nullptr) return 0;
+  }
+  if (args.length == 1) return NormalizeRows<T, Act, ElementRows>(args);
+  if (IsShortRow<T>(args.length)) return NormalizeRows<T, Act, ShortRows>(args);
+  return NormalizeRows<T, Act, LongRows>(args);
+}
+
+HWY_INLINE bool IsClamp(Activation activation) {
+  return activation == Activation::none || activation == Activation::relu;
+}
+
+template <class T>
+std::int64_t Normalize(const Kernels::Normalize& args) {
+  using C = Compute<T>;
+  return IsClamp(args.activation) ? NormalizeBy<T, Clamp<C>>(args) : NormalizeBy<T, Swish<C>>(args);
+}
+
+// y = act(a (x - mean) + b) for x, y [rows, width].
+template <class T, class Act>
+HWY_INLINE void ApplyColumnsBy(const Kernels::ApplyColumns& args, Store store) {
+  using C = Compute<T>;
+  const Act act(args.activation);
+  LaneTerms<C> terms(args.coefficients);
+  ForBands(args.rows, kFast<T> ? kApplyPlaces : 1,
+           [&](std::int64_t row, std::int64_t places, std::int64_t apart) HWY_ATTR {
+             const std::int64_t at = row * args.stride;
+             const NormalizeStage<T, LaneTerms<C>, Act> stage{
+                 static_cast<const T*>(args.x) + at, static_cast<T*>(args.y) + at, terms, act};
+             NoSums none;
+             Write<C, kApplyPlaces>(
+                 stage, terms, Stretch{0, args.width, places, apart * args.stride, store}, none);
+           });
+}
+
+// Rows of lanes stream where each begins and ends with a whole vector.
+template <class T>
+HWY_INLINE Store StoreOfLanes(Store store, const T* first, std::int64_t stride,
+                              std::int64_t width) {
+  constexpr auto kBytes = static_cast<std::uintptr_t>(kLanes<Compute<T>> * sizeof(T));
+  const bool aligned = reinterpret_cast<std::uintptr_t>(first) % kBytes == 0 &&
+                       stride % kLanes<Compute<T>> == 0 && width % kLanes<Compute<T>> == 0;
+  return aligned ? store : Store::cached;
+}
+
+template <class T>
+void ApplyColumns(const Kernels::ApplyColumns& args) {
+  using C = Compute<T>;
+  const Store store =
+      StoreOfLanes(args.store, static_cast<const T*>(args.y), args.stride, args.width);
+  return IsClamp(args.activation) ? ApplyColumnsBy<T, Clamp<C>>(args, store)
+                                  : ApplyColumnsBy<T, Swish<C>>(args, store);
+}
+
+// What Kernels::flush says.
+inline void Flush() {
+  if constexpr (kStreams) hwy::FlushStream();
+}
+
+// mean, a and b of lanes. gamma and beta are copied where their last vector is not whole.
+template <class T>
+void Coefficients(const Kernels::Coefficients& args) {
+  using C = Compute<T>;
+  const Tag<C> d;
+  C* const mean = static_cast<C*>(args.mean);
+  C* const a = static_cast<C*>(args.a);
+  C* const b = static_cast<C*>(args.b);
+  const Param<T> gamma(args.params.gamma, args.params.dtype, 0, C{1});
+  const Param<T> beta(args.params.beta, args.params.dtype, 0, C{0});
+  const std::int64_t whole = args.readable - kLanes<C>;  // the last entry of a whole vector
+  const auto at = [&](const Param<T>& param, std::int64_t i) HWY_ATTR {
+    if (i <= whole || param.constant()) return param.At(i);
+    HWY_ALIGN C end[kLanes<C>] = {};
+    for (std::int64_t k = i; k < std::min(i + kLanes<C>, args.readable); ++k) {
+      end[k - i] = param.One(k);
+    }
+    return CleanNaN<T>(d, hn::Load(d, end));
   };
-  ApplyBlocks<T>({static_cast<const T*>(args.x) + at,
-                  static_cast<T*>(args.y) + at,
-                  blocks,
-                  args.channels,
-                  args.length,
-                  {from(args.params.gamma), from(args.params.beta), args.params.wide},
-                  statistics,
-                  args.activation,
-                  args.store,
-                  next});
-}
-
-template <class T>
-std::int64_t NormalizeBySome(const Kernels::NormalizeBlocks& args, std::int64_t size) {
-  Moments moments[kShortRuns];
-  Statistics statistics[kShortRuns];
-  const std::int64_t most = std::clamp<std::int64_t>(kSomeElements / size, 1, kShortRuns);
-  for (std::int64_t first = 0; first < args.blocks; first += most) {
-    const std::int64_t blocks = std::min(most, args.blocks - first);
-    ReduceRuns<T>({static_cast<const T*>(args.x) + first * size, blocks, size, moments});
-    Finish<Compute<T>>({moments, blocks, args.correction, args.eps, args.center, statistics});
-    std::int64_t done = 0;
-    while (done < blocks && Take(args, first + done, moments[done], statistics[done])) ++done;
-    ApplySome<T>(args, first, done, statistics, {});
-    if (done < blocks) return first + done;
+  for (std::int64_t block = 0; block < args.blocks; ++block) {
+    const BlockTerms<C> terms(args.statistics[block].mean, args.statistics[block].rstd);
+    const std::int64_t end = (block + 1) * args.channels;
+    for (std::int64_t i = end - args.channels; i < end; i += kLanes<C>) {
+      const Line<C> line = terms.Of(at(gamma, i), at(beta, i));
+      hn::StoreU(terms.mean(), d, mean + i);
+      hn::StoreU(line.a, d, a + i);
+      hn::StoreU(line.b, d, b + i);
+    }
   }
-  return args.blocks;
-}
-
-// Each is reduced while the one before it is applied.
-template <class T>
-std::int64_t NormalizeCarried(const Kernels::NormalizeBlocks& args, std::int64_t size) {
-  const T* const x = static_cast<const T*>(args.x);
-  Moments moments;
-  ReduceRuns<T>({x, 1, size, &moments});
-  for (std::int64_t b = 0; b < args.blocks; ++b) {
-    const Statistics statistics = StatisticsOf<Compute<T>>(args, moments);
-    if (!Take(args, b, moments, statistics)) return b;
-    Kernels::Runs next{};
-    if (b + 1 < args.blocks) next = {x + (b + 1) * size, 1, size, &moments};
-    ApplySome<T>(args, b, 1, &statistics, next);
-  }
-  return args.blocks;
-}
-
-template <class T>
-std::int64_t NormalizeBlocks(const Kernels::NormalizeBlocks& args) {
-  const Blocks<T, Kernels::NormalizeBlocks> blocks(args);
-  if (blocks.size() >= kLongRun && blocks.can_carry()) {
-    return NormalizeCarried<T>(args, blocks.size());
-  }
-  if constexpr (kOneByOne) {
-    const std::int64_t small = args.blocks <= kShortRuns ? kSmallBlockOfFew : kSmallBlock;
-    if (blocks.size() > small) return DispatchStore<OneByOneOf<T>>(args, args.store);
-  }
-  return NormalizeBySome<T>(args, blocks.size());
 }
 
 }  // namespace HWY_NAMESPACE

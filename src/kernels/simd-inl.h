@@ -1,4 +1,4 @@
-// Loads and stores: storage dtype <-> vectors of the compute type.
+// Loads and stores: storage dtype <-> vectors of a compute type. Nothing else knows f16 or bf16.
 #if defined(GROUPNORM_SRC_KERNELS_SIMD_INL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef GROUPNORM_SRC_KERNELS_SIMD_INL_H
 #undef GROUPNORM_SRC_KERNELS_SIMD_INL_H
@@ -8,12 +8,10 @@
 
 #include "dtype.h"
 #include "kernels/kernels.h"
-#include "range.h"
 
 #include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <type_traits>
@@ -23,22 +21,15 @@ namespace groupnorm::detail {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
+// The type that T is computed in, a vector of it, and how many of them that holds.
 template <class T>
 using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
-// What the parameters are of where they are wide. (f64 data takes f64 parameters alone:
-// validate.cpp.)
-template <class T>
-using Wide = Compute<T>;
-
-// f(P()), P being the type of the parameters.
-template <class T, class F>
-HWY_INLINE auto WithParameters(const Parameters& params, const F& f) {
-  if constexpr (!std::is_same_v<T, Wide<T>>) {
-    if (params.wide) return f(Wide<T>());
-  }
-  return f(T());
-}
+template <class C>
+using Tag = hn::ScalableTag<C>;
+template <class C>
+using Vector = hn::Vec<Tag<C>>;
+template <class C>
+inline constexpr std::int64_t kLanes = hn::MaxLanes(Tag<C>());
 
 template <class D>
 using VecU16 = hn::Vec<hn::Rebind<std::uint16_t, D>>;
@@ -51,15 +42,6 @@ inline constexpr bool kNativeF16 = true;
 inline constexpr bool kNativeF16 = false;
 #endif
 
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE V LoadAs(D d, const float* p) {
-  return hn::LoadU(d, p);
-}
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE V LoadAs(D d, const double* p) {
-  return hn::LoadU(d, p);
-}
-
 template <class D>
 HWY_INLINE hn::Vec<hn::RebindToUnsigned<D>> LoadU16(D, const void* p) {
   const hn::Rebind<std::uint16_t, D> du16;
@@ -67,13 +49,16 @@ HWY_INLINE hn::Vec<hn::RebindToUnsigned<D>> LoadU16(D, const void* p) {
                        hn::LoadU(du16, static_cast<const std::uint16_t*>(p)));
 }
 
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE V LoadAs(D d, const BF16* p) {
+template <class D>
+HWY_INLINE hn::Vec<D> LoadFloats(D d, const float* p) {
+  return hn::LoadU(d, p);
+}
+template <class D>
+HWY_INLINE hn::Vec<D> LoadFloats(D d, const BF16* p) {
   return hn::BitCast(d, hn::ShiftLeft<16>(LoadU16(d, p)));
 }
-
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE V LoadAs(D d, const F16* p) {
+template <class D>
+HWY_INLINE hn::Vec<D> LoadFloats(D d, const F16* p) {
   if constexpr (kNativeF16) {
     const hn::Rebind<hwy::float16_t, D> df16;
     return hn::PromoteTo(d, hn::LoadU(df16, reinterpret_cast<const hwy::float16_t*>(p)));
@@ -91,6 +76,42 @@ HWY_INLINE V LoadAs(D d, const F16* p) {
     const auto finite = hn::IfThenElse(hn::Lt(magnitude, hn::Set(du, 0x400U)), tiny, normal);
     const auto any = hn::IfThenElse(hn::Gt(magnitude, hn::Set(du, 0x7BFFU)), special, finite);
     return hn::BitCast(d, hn::Or(any, sign));
+  }
+}
+
+// A vector of float or double from elements of T: exact, except from double to float, which no
+// caller asks for.
+template <class D, class T>
+HWY_INLINE hn::Vec<D> LoadAs(D d, const T* p) {
+  if constexpr (sizeof(hn::TFromD<D>) == 4) {
+    return LoadFloats(d, p);
+  } else if constexpr (std::is_same_v<T, double>) {
+    return hn::LoadU(d, p);
+  } else {
+    return hn::PromoteTo(d, LoadFloats(hn::Rebind<float, D>(), p));
+  }
+}
+
+// Two vectors of 2 * Lanes(d) consecutive elements, as they come; or in an order of their own,
+// where all lanes are treated alike: the halves of 32 bits of bf16 become numbers without a
+// shuffle.
+enum class Order : bool { kept, any };
+
+template <class V>
+struct Two {
+  V v0, v1;
+};
+
+template <Order kOrder, class D, class T>
+HWY_INLINE Two<hn::Vec<D>> LoadTwo(D d, const T* p) {
+  if constexpr (kOrder == Order::any && std::is_same_v<T, BF16> && hn::MaxLanes(d) > 1) {
+    const hn::RebindToUnsigned<D> du;
+    const auto* const u16 = reinterpret_cast<const std::uint16_t*>(p);
+    const auto both = hn::BitCast(du, hn::LoadU(hn::Repartition<std::uint16_t, D>(), u16));
+    const auto upper = hn::And(both, hn::Set(du, 0xFFFF0000U));
+    return {hn::BitCast(d, hn::ShiftLeft<16>(both)), hn::BitCast(d, upper)};
+  } else {
+    return {LoadAs(d, p), LoadAs(d, p + hn::Lanes(d))};
   }
 }
 
@@ -112,7 +133,7 @@ HWY_INLINE VecU16<D> NarrowU16(D, hn::Vec<hn::RebindToUnsigned<D>> bits) {
 
 // The upper 16 bits of each lane hold v rounded to nearest even. (Highway 1.0 truncates.) A NaN
 // must have no bits in the lower 16, or it may become a number: those of bf16 data have none, and
-// the coefficients' are made so.
+// the parameters' are made so (CleanNaN).
 template <class D, class V>
 HWY_INLINE hn::Vec<hn::RebindToUnsigned<D>> RoundBF16(D, V v) {
   const hn::RebindToUnsigned<D> du;
@@ -152,169 +173,110 @@ HWY_INLINE VecU16<D> ToF16(D d, V v) {
 // Elsewhere a streaming store is a store.
 inline constexpr bool kStreams = HWY_ARCH_X86 != 0;
 
-template <Store kStore, class D, class T, class V>
-HWY_INLINE void StoreVector(D d, V v, T* p) {
+template <class D, class T, class V>
+HWY_INLINE void StoreVector(D d, V v, T* p, Store store) {
   // Highway streams 16 bytes at least, even of a vector of 8.
-  if constexpr (kStore == Store::streaming && hn::MaxLanes(d) * sizeof(T) >= 16) {
-    hn::Stream(v, d, p);
-  } else {
-    hn::StoreU(v, d, p);
+  if constexpr (kStreams && hn::MaxLanes(d) * sizeof(T) >= 16) {
+    if (store == Store::streaming) return hn::Stream(v, d, p);
   }
+  hn::StoreU(v, d, p);
 }
 
-// p is aligned to the vector of T where kStore is streaming.
-template <Store kStore, class D, class V, class T>
-HWY_INLINE void StoreAs(D d, V v, T* p) {
-  if constexpr (std::is_same_v<T, Compute<T>>) {
-    StoreVector<kStore>(d, v, p);
-  } else if constexpr (std::is_same_v<T, BF16>) {
-    StoreVector<kStore>(hn::Rebind<std::uint16_t, D>(), ToBF16(d, v),
-                        reinterpret_cast<std::uint16_t*>(p));
-  } else if constexpr (kNativeF16) {
-    const hn::Rebind<hwy::float16_t, D> df16;
+// v, of the compute type of T, rounded once. p is aligned to the vector of T where `store` is
+// streaming.
+template <class D, class V, class T>
+HWY_INLINE void StoreAs(D d, V v, T* p, Store store) {
+  if constexpr (std::is_same_v<T, hn::TFromD<D>>) {
+    StoreVector(d, v, p, store);
+  } else {
     const hn::Rebind<std::uint16_t, D> du16;
-    StoreVector<kStore>(du16, hn::BitCast(du16, hn::DemoteTo(df16, v)),
-                        reinterpret_cast<std::uint16_t*>(p));
-  } else {
-    StoreVector<kStore>(hn::Rebind<std::uint16_t, D>(), ToF16(d, v),
-                        reinterpret_cast<std::uint16_t*>(p));
+    auto* const to = reinterpret_cast<std::uint16_t*>(p);
+    if constexpr (std::is_same_v<T, BF16>) {
+      StoreVector(du16, ToBF16(d, v), to, store);
+    } else if constexpr (kNativeF16) {
+      const hn::Rebind<hwy::float16_t, D> df16;
+      StoreVector(du16, hn::BitCast(du16, hn::DemoteTo(df16, v)), to, store);
+    } else {
+      StoreVector(du16, ToF16(d, v), to, store);
+    }
   }
 }
 
-// Two vectors: 2 * Lanes(d) consecutive elements. Those of bf16 come apart where both halves of 32
-// bits become numbers without a shuffle: elements 0, 2, 4, ... and 1, 3, 5, ...
-template <class T, class D>
-inline constexpr bool kEvenOdd = std::is_same_v<T, BF16>&& hn::MaxLanes(D()) > 1;
+// How many vectors are stored in one go: narrowed together, those of bf16 cost a shuffle at most,
+// and not four operations each.
+template <class T>
+inline constexpr std::int64_t kStored = std::is_same_v<T, BF16>&& kLanes<Compute<T>> > 1 ? 2 : 1;
 
-template <class V>
-struct Pair {
-  V v0, v1;
+// What LoadTwo of this order has loaded, or what was made of it.
+template <Order kOrder, class D, class V>
+HWY_INLINE void StoreTwo(D d, const Two<V>& two, BF16* p, Store store) {
+  const hn::Repartition<std::uint16_t, D> du16;
+  const auto low = RoundBF16(d, two.v0), high = RoundBF16(d, two.v1);
+  auto* const to = reinterpret_cast<std::uint16_t*>(p);
+  if constexpr (kOrder == Order::any) {
+    const auto upper = hn::And(high, hn::Set(hn::RebindToUnsigned<D>(), 0xFFFF0000U));
+    StoreVector(du16, hn::BitCast(du16, hn::Or(hn::ShiftRight<16>(low), upper)), to, store);
+  } else {
+    StoreVector(du16, ConcatOdd(du16, hn::BitCast(du16, high), hn::BitCast(du16, low)), to, store);
+  }
+}
+
+// v without digits that round a NaN of T to a number (see ToBF16).
+template <class T, class D, class V>
+HWY_INLINE V CleanNaN(D d, V v) {
+  if constexpr (!std::is_same_v<T, BF16>) return v;
+  return hn::IfThenElse(hn::IsNaN(v), hn::Set(d, std::numeric_limits<hn::TFromD<D>>::quiet_NaN()),
+                        v);
+}
+
+// gamma or beta from `first` on, as T's compute type: the one place that reads them. Null stands
+// for `missing`. Their dtype is looked at for each vector: the branch costs next to nothing, a
+// template parameter would double the kernels.
+template <class T>
+class Param {
+  using C = Compute<T>;
+
+ public:
+  HWY_INLINE Param(const void* data, DType dtype, std::int64_t first, C missing)
+      : data_(data == nullptr ? nullptr
+                              : static_cast<const std::byte*>(data) + first * size_of(dtype)),
+        dtype_(dtype),
+        missing_(missing) {}
+
+  HWY_INLINE bool constant() const { return data_ == nullptr; }
+
+  // Entries [i, i + lanes).
+  HWY_INLINE Vector<C> At(std::int64_t i) const {
+    const Tag<C> d;
+    if (data_ == nullptr) return hn::Set(d, missing_);
+    if constexpr (sizeof(C) == 8) {
+      if (dtype() == DType::f64) return hn::LoadU(d, static_cast<const double*>(data_) + i);
+    }
+    switch (dtype()) {
+      case DType::f16: return LoadAs(d, static_cast<const F16*>(data_) + i);
+      case DType::bf16: return LoadAs(d, static_cast<const BF16*>(data_) + i);
+      default: return CleanNaN<T>(d, LoadAs(d, static_cast<const float*>(data_) + i));
+    }
+  }
+
+  // Entry i.
+  HWY_INLINE C One(std::int64_t i) const {
+    if (data_ == nullptr) return missing_;
+    switch (dtype()) {
+      case DType::f64: return static_cast<C>(static_cast<const double*>(data_)[i]);
+      case DType::f16: return static_cast<C>(LoadOne(static_cast<const F16*>(data_) + i));
+      case DType::bf16: return static_cast<C>(LoadOne(static_cast<const BF16*>(data_) + i));
+      default: return static_cast<C>(static_cast<const float*>(data_)[i]);
+    }
+  }
+
+ private:
+  HWY_INLINE DType dtype() const { return kEdge ? DType::f32 : dtype_; }
+
+  const void* data_;
+  DType dtype_;
+  C missing_;
 };
-
-template <class D, class T>
-HWY_INLINE Pair<hn::Vec<D>> LoadPair(D d, const T* p) {
-  if constexpr (kEvenOdd<T, D>) {
-    const hn::RebindToUnsigned<D> du;
-    const auto* const u16 = reinterpret_cast<const std::uint16_t*>(p);
-    const auto both = hn::BitCast(du, hn::LoadU(hn::Repartition<std::uint16_t, D>(), u16));
-    const auto upper = hn::And(both, hn::Set(du, 0xFFFF0000U));
-    return {hn::BitCast(d, hn::ShiftLeft<16>(both)), hn::BitCast(d, upper)};
-  } else {
-    return {LoadAs(d, p), LoadAs(d, p + hn::Lanes(d))};
-  }
-}
-
-// The entries of columns or lanes go in pairs of vectors, each in the order of LoadPair, and then
-// one by one; where the lanes divide no width, the last vector ends with it. The column of entry i:
-template <class T, class D>
-HWY_INLINE std::int64_t ColumnOf(D d, std::int64_t i, std::int64_t width) {
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  const std::int64_t in_pair = i % (2 * lanes), pair = i - in_pair;
-  if (kEvenOdd<T, D> && pair + 2 * lanes <= width) {
-    return pair + (in_pair < lanes ? 2 * in_pair : 2 * (in_pair - lanes) + 1);
-  }
-  const std::int64_t vector = i / lanes * lanes;
-  return vector + lanes <= width ? i : width - lanes + i - vector;
-}
-
-// Vectors of entries from p on: a pair, or one.
-template <int kVectors, class D, class T>
-HWY_INLINE void LoadEntries(D d, const T* p, hn::Vec<D>* v) {
-  if constexpr (kVectors == 1) {
-    v[0] = LoadAs(d, p);
-  } else {
-    const auto pair = LoadPair(d, p);
-    v[0] = pair.v0;
-    v[1] = pair.v1;
-  }
-}
-
-// f(i, kVectors) for all entries of `width` columns: their first entry and how many vectors.
-template <class D, class F>
-HWY_INLINE void ForEntries(D d, std::int64_t width, const F& f) {
-  const auto lanes = static_cast<std::int64_t>(hn::Lanes(d));
-  std::int64_t i = 0;
-  for (; i + 2 * lanes <= width; i += 2 * lanes) f(i, std::integral_constant<int, 2>());
-  for (; i < width; i += lanes) f(i, std::integral_constant<int, 1>());
-}
-
-// What belongs to the elements of a pair of T, from p in the compute type.
-template <class T, class D>
-HWY_INLINE Pair<hn::Vec<D>> LoadForPair(D d, const Compute<T>* p) {
-  Pair<hn::Vec<D>> pair{hn::LoadU(d, p), hn::LoadU(d, p + hn::Lanes(d))};
-  if constexpr (kEvenOdd<T, D>) hn::LoadInterleaved2(d, p, pair.v0, pair.v1);
-  return pair;
-}
-
-template <class T, int kVectors, class D>
-HWY_INLINE void LoadCoefficients(D d, const Compute<T>* p, hn::Vec<D>* v) {
-  if constexpr (kVectors == 1) {
-    v[0] = hn::LoadU(d, p);
-  } else {
-    const auto pair = LoadForPair<T>(d, p);
-    v[0] = pair.v0;
-    v[1] = pair.v1;
-  }
-}
-
-// p is aligned to a vector where kStore is streaming.
-template <Store kStore, class D, class V, class T>
-HWY_INLINE void StorePair(D d, const Pair<V>& pair, T* p) {
-  if constexpr (kEvenOdd<T, D>) {
-    const hn::RebindToUnsigned<D> du;
-    const hn::Repartition<std::uint16_t, D> du16;
-    const auto upper = hn::And(RoundBF16(d, pair.v1), hn::Set(du, 0xFFFF0000U));
-    const auto both = hn::Or(hn::ShiftRight<16>(RoundBF16(d, pair.v0)), upper);
-    StoreVector<kStore>(du16, hn::BitCast(du16, both), reinterpret_cast<std::uint16_t*>(p));
-  } else {
-    StoreAs<kStore>(d, pair.v0, p);
-    StoreAs<kStore>(d, pair.v1, p + hn::Lanes(d));
-  }
-}
-
-// Elements of a cache line. No variable template: g++ exports one that std::max refers to, as a
-// unique symbol, and never unloads a library that has such a symbol.
-template <class T>
-HWY_INLINE constexpr std::int64_t LineOf() {
-  return static_cast<std::int64_t>(64 / sizeof(T));
-}
-
-// What of y [count] streams: whole cache lines, `step` elements at a time. A line that is streamed
-// in parts, or streamed and stored to, waits for memory; so before and behind the range there is
-// nothing, or room for vectors that reach no line of it.
-template <class T>
-HWY_INLINE Range StreamedLines(const T* y, std::int64_t count, std::int64_t lanes,
-                               std::int64_t step) {
-  step = std::max(step, LineOf<T>());
-  const auto past = static_cast<std::int64_t>(reinterpret_cast<std::uintptr_t>(y) % 64 / sizeof(T));
-  std::int64_t begin = past == 0 ? 0 : LineOf<T>() - past;
-  while (begin > 0 && begin < lanes) begin += LineOf<T>();
-  if (begin >= count) return {0, 0};
-  std::int64_t end = begin + (count - begin) / step * step;
-  if (end != count && count - end < lanes) end = std::max(begin, end - step);
-  return {begin, end};
-}
-
-// A part of `count` elements or rows that are cut into `parts` to be walked side by side, since
-// memory serves several places faster than one: a multiple of `step`. Odd where it can be, so that
-// the places do not all meet in one set of the cache.
-HWY_INLINE std::int64_t PartOf(std::int64_t count, std::int64_t parts, std::int64_t step) {
-  const std::int64_t steps = count / (parts * step);
-  return (steps < 2 ? steps : (steps - 1) | 1) * step;
-}
-
-// f(kRows, row, apart) for all rows, kBand at a time: first one from each of as many parts, so many
-// rows apart; then neighbours, then one by one.
-template <std::int64_t kBand, class F>
-HWY_INLINE void ForBands(std::int64_t rows, const F& f) {
-  constexpr std::integral_constant<std::int64_t, kBand> kAll;
-  constexpr std::integral_constant<std::int64_t, 1> kOne;
-  const std::int64_t part = PartOf(rows, kBand, 1);
-  std::int64_t row = 0;
-  for (; row < part; ++row) f(kAll, row, part);
-  for (row = kBand * part; row + kBand <= rows; row += kBand) f(kAll, row, 1);
-  for (; row < rows; ++row) f(kOne, row, 1);
-}
 
 }  // namespace HWY_NAMESPACE
 }  // namespace groupnorm::detail

@@ -7,4 +7,9 @@
 #define HWY_DISABLED_TARGETS \
   (HWY_SSSE3 | HWY_AVX3_DL | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
 
+// The portable code of x86 runs where there is no SSE4: one number at a time is small, and does.
+#if defined(__x86_64__) || defined(__i386__)
+#define HWY_BROKEN_EMU128 1
+#endif
+
 #endif

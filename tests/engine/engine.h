@@ -92,12 +92,18 @@ inline ::testing::AssertionResult same_bits(DType dtype, const Buffer& actual,
   return same_bits(dtype, actual.data(), expected.data(), expected.size());
 }
 
-inline ::testing::AssertionResult same_bits(std::span<const double> actual,
-                                            std::span<const double> expected) {
+// Of float or double.
+template <class T>
+::testing::AssertionResult same_numbers(std::span<const T> actual, std::span<const T> expected) {
   if (actual.size() != expected.size()) {
     return ::testing::AssertionFailure() << actual.size() << " numbers, not " << expected.size();
   }
-  return same_bits(DType::f64, actual.data(), expected.data(), expected.size_bytes());
+  return same_bits(sizeof(T) == sizeof(double) ? DType::f64 : DType::f32, actual.data(),
+                   expected.data(), expected.size_bytes());
+}
+inline ::testing::AssertionResult same_bits(std::span<const double> actual,
+                                            std::span<const double> expected) {
+  return same_numbers(actual, expected);
 }
 
 }  // namespace groupnorm::testing

@@ -101,17 +101,22 @@ TEST_P(Gradient, RunsInTiles) {
     Shape shape;
     std::int64_t groups;
   };
-  constexpr Size kSizes[] = {
-      {{70, 1024, 1}, 64}, {{3, 8320, 1}, 520}, {{5, 1301, 1}, 1}, {{150, 768, 1}, 1}};
+  constexpr Size kSizes[] = {{{70, 1024, 1}, 64},
+                             {{3, 8320, 1}, 520},
+                             {{5, 1301, 1}, 1},
+                             {{150, 768, 1}, 1},
+                             {{5, 129, 1}, 1}};
   for (const auto& [shape, groups] : kSizes) {
     for (const DType dtype : {DType::f32, DType::bf16}) {
-      Case c{.name = std::to_string(shape.n) + "x" + std::to_string(shape.c) + ", " +
-                     std::to_string(groups) + " groups, " + name_of(kDTypes, dtype),
-             .spec = group_spec(shape, groups),
-             .mean = 1e2};
-      c.spec.data = dtype;
-      c.spec.activation = Activation::silu;
-      expect_accurate(c, target());
+      for (const Activation activation : {Activation::silu, Activation::gelu}) {
+        Case c{.name = std::to_string(shape.n) + "x" + std::to_string(shape.c) + ", " +
+                       std::to_string(groups) + " groups, " + name_of(kDTypes, dtype),
+               .spec = group_spec(shape, groups),
+               .mean = 1e2};
+        c.spec.data = dtype;
+        c.spec.activation = activation;
+        expect_accurate(c, target());
+      }
     }
   }
 }

@@ -61,9 +61,9 @@ Spec typed(Shape shape, std::int64_t groups, Layout layout, DType dtype) {
 // Rows, runs and lanes of every length from one element to four vectors and one.
 TEST_P(Guard, EveryLength) {
   for (const auto& dtype : kDTypes) {
-    const detail::Kernels* kernels = nullptr;
-    ASSERT_EQ(detail::find_kernels(target(), dtype.value, &kernels), Status::ok);
-    for (std::int64_t length = 1; length <= 4 * kernels->lanes + 1; ++length) {
+    const detail::Target* found = nullptr;
+    ASSERT_EQ(detail::find_target(target(), dtype.value, &found), Status::ok);
+    for (std::int64_t length = 1; length <= 4 * found->of(dtype.value).lanes + 1; ++length) {
       for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
         expect_inside_both(typed({1, 2, length}, 2, layout, dtype.value), target());
         expect_inside_both(typed({2, length, 3}, 1, layout, dtype.value), target());

@@ -25,20 +25,19 @@ TEST_P(Target, TheOneAskedForRuns) {
     Spec spec = group_spec({1, 4, 10}, 2);
     spec.data = spec.param = dtype.value;
     EXPECT_STREQ(make_plan(spec, target()).target(), target()) << dtype.name;
-    const detail::Kernels* kernels = nullptr;
-    ASSERT_EQ(detail::find_kernels(target(), dtype.value, &kernels), Status::ok);
-    EXPECT_STREQ(kernels->target, target()) << "the table's own name, " << dtype.name;
+    const detail::Target* found = nullptr;
+    ASSERT_EQ(detail::find_target(target(), dtype.value, &found), Status::ok);
+    EXPECT_STREQ(found->of(dtype.value).target, target()) << "the table's own name, " << dtype.name;
   }
 }
 
-// "scalar" is four lanes wide where the compiler can be trusted with such arrays.
 TEST(Target, BestFirst) {
   std::int64_t lanes = 1 << 10;
   for (const char* const target : targets()) {
-    const detail::Kernels* kernels = nullptr;
-    ASSERT_EQ(detail::find_kernels(target, DType::f32, &kernels), Status::ok);
-    EXPECT_LE(kernels->lanes, lanes) << target;
-    lanes = kernels->lanes;
+    const detail::Target* found = nullptr;
+    ASSERT_EQ(detail::find_target(target, DType::f32, &found), Status::ok);
+    EXPECT_LE(found->of(DType::f32).lanes, lanes) << target;
+    lanes = found->of(DType::f32).lanes;
   }
 }
 

@@ -1,0 +1,526 @@
+// reduce: x -> moments. One pass of sums of deviations from a pilot, a value close to the mean:
+//
+//   d = x - pilot,  s1 = sum d,  s2 = sum d^2,  mean = pilot + s1 / n,  m2 = s2 - s1^2 / n
+//
+// No digit is lost to a large mean, as d holds none of it. f32 sums run over some 32 terms before
+// they are folded into double. The pilot is the first element plus the mean distance of a
+// few samples, spread over the input, from it, rounded: a constant input gives exactly itself and
+// 0. Where it turns out further than two deviations from the mean (or a sum overflows, or there is
+// a NaN), m2 comes back as NaN.
+#if defined(GROUPNORM_SRC_KERNELS_MOMENTS_INL_H) == defined(HWY_TARGET_TOGGLE)
+#ifdef GROUPNORM_SRC_KERNELS_MOMENTS_INL_H
+#undef GROUPNORM_SRC_KERNELS_MOMENTS_INL_H
+#else
+#define GROUPNORM_SRC_KERNELS_MOMENTS_INL_H
+#endif
+
+#include "kernels/loop-inl.h"
+#include "kernels/simd-inl.h"
+#include "tuning.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+HWY_BEFORE_NAMESPACE();
+namespace groupnorm::detail {
+namespace HWY_NAMESPACE {
+
+// m2, or NaN where the pilot was poor, which the comparison says of NaN, too, or where the sums
+// overflowed. shift = s1 / n.
+template <class DD, class V>
+HWY_INLINE V TrustedM2(DD dd, V s1, V s2, V n, V shift) {
+  const V m2 = hn::NegMulAdd(s1, shift, s2);
+  const auto near = hn::Le(hn::Mul(s1, s1), hn::Mul(hn::Mul(hn::Set(dd, 4.0), n), m2));
+  // Squares may overflow where their deviations' sum does not.
+  const auto trusted = hn::And(near, hn::IsFinite(m2));
+  return hn::IfThenElse(trusted, m2, hn::Set(dd, std::numeric_limits<double>::quiet_NaN()));
+}
+
+template <class DD, class V>
+HWY_INLINE hn::Vec<DD> PromoteToDouble(DD dd, V v) {
+  if constexpr (std::is_same_v<V, hn::Vec<DD>>) {
+    return v;
+  } else {
+    return hn::PromoteTo(dd, v);
+  }
+}
+
+struct Plus {
+  template <class V>
+  HWY_INLINE V operator()(V a, V b) const {
+    return hn::Add(a, b);
+  }
+};
+struct Larger {
+  template <class V>
+  HWY_INLINE V operator()(V a, V b) const {
+    return hn::Max(a, b);
+  }
+};
+
+// Op over the lanes of v, neighbours first, in all lanes. These functions of Highway are found by
+// their arguments, where they are used: targets of few lanes lack some.
+template <class Op, class D, class V>
+HWY_INLINE V FoldLanes(D d, V v) {
+  constexpr std::size_t kCount = hn::MaxLanes(d);
+  if constexpr (kCount >= 2) v = Op()(v, Reverse2(d, v));
+  if constexpr (kCount >= 4) v = Op()(v, Reverse4(d, v));
+  if constexpr (kCount >= 8) v = Op()(v, Reverse8(d, v));
+  if constexpr (kCount >= 16) v = Op()(v, Reverse(d, v));
+  static_assert(kCount <= 16);
+  return v;
+}
+
+// FoldLanes of as many rows [kRows, lanes] as a vector has lanes, one a lane, with the same bits:
+// the rows share the steps, which makes three operations a row of three a step.
+template <class Op, class D, std::size_t kRows = hn::MaxLanes(D())>
+HWY_INLINE hn::Vec<D> FoldRows(D d, const hn::TFromD<D>* rows) {
+  if constexpr (kRows == 1) {
+    return hn::Load(d, rows);
+  } else {
+    constexpr std::size_t kHalf = kRows / 2;
+    const auto low = FoldRows<Op, D, kHalf>(d, rows);
+    const auto high = FoldRows<Op, D, kHalf>(d, rows + kHalf * hn::MaxLanes(d));
+    return Op()(ConcatEven(d, high, low), ConcatOdd(d, high, low));
+  }
+}
+
+// The rows behind `rows` that FoldRows reads with them.
+template <class D>
+HWY_INLINE void ClearRows(D d, std::int64_t rows, hn::TFromD<D>* data) {
+  constexpr std::int64_t kCount = kLanes<hn::TFromD<D>>;
+  for (; rows % kCount != 0; ++rows) hn::Store(hn::Zero(d), d, data + rows * kCount);
+}
+
+template <class D>
+HWY_INLINE double SumLanes(D d, hn::Vec<D> v) {
+  return static_cast<double>(hn::GetLane(FoldLanes<Plus>(d, v)));
+}
+
+// `mean` on a grid of about `spread` / 16. A pilot with finer digits than the data (pixels, bf16)
+// would leave the same digits in every d, and every addition to a long sum would round them the
+// same way. Spread 0 leaves `mean` as it is.
+template <class D, class V>
+HWY_INLINE V Coarse(D d, V mean, V spread) {
+  using C = hn::TFromD<D>;
+  const auto magic = hn::Mul(spread, hn::Set(d, static_cast<C>(sizeof(C) == 4 ? 0x1p20 : 0x1p49)));
+  return hn::Sub(hn::Add(mean, magic), magic);
+}
+
+// The pilots of runs of `count` elements.
+template <class T>
+class RunPilots {
+  using C = Compute<T>;
+  using V = Vector<C>;
+  static constexpr std::int64_t kVector = kLanes<C>;
+
+ public:
+  HWY_INLINE explicit RunPilots(std::int64_t count)
+      : count_(count),
+        samples_(std::min(std::max<std::int64_t>(4, kRunSamples / kVector), count / kVector)),
+        step_(samples_ > 1 ? (count - kVector) / (samples_ - 1) : 0),
+        share_(C{1} / static_cast<C>(std::max<std::int64_t>(1, samples_ * kVector))) {}
+
+  HWY_INLINE std::int64_t count() const { return count_; }
+
+  // Of one run, in all lanes.
+  HWY_INLINE V Of(const T* x) const {
+    const Tag<C> d;
+    const Samples samples = Take(x);
+    return Pilot(samples.first, FoldLanes<Plus>(d, samples.distance),
+                 FoldLanes<Larger>(d, samples.spread));
+  }
+
+  // Of `runs` of them, one behind the other, at most kBatch.
+  HWY_INLINE void Of(const T* x, std::int64_t runs, C* pilots) const {
+    const Tag<C> d;
+    HWY_ALIGN C first[kBatch] = {};
+    HWY_ALIGN C distance[kBatch * kVector], spread[kBatch * kVector];
+    ClearRows(d, runs, distance);
+    ClearRows(d, runs, spread);
+    for (std::int64_t r = 0; r < runs; ++r) {
+      const Samples samples = Take(x + r * count_);
+      first[r] = hn::GetLane(samples.first);
+      hn::Store(samples.distance, d, distance + r * kVector);
+      hn::Store(samples.spread, d, spread + r * kVector);
+    }
+    for (std::int64_t r = 0; r < runs; r += kVector) {
+      hn::Store(Pilot(hn::Load(d, first + r), FoldRows<Plus>(d, distance + r * kVector),
+                      FoldRows<Larger>(d, spread + r * kVector)),
+                d, pilots + r);
+    }
+  }
+
+ private:
+  // The first element, in all lanes, and how far samples lie from it: their sum and the most.
+  struct Samples {
+    V first, distance, spread;
+  };
+
+  HWY_INLINE Samples Take(const T* x) const {
+    const Tag<C> d;
+    const auto first = hn::Set(d, LoadOne(x));
+    auto sum = hn::Zero(d), spread = hn::Zero(d);
+    for (std::int64_t i = 0; i < samples_; ++i) {
+      const auto distance = hn::Sub(LoadAs(d, x + i * step_), first);
+      // The next run's, if there is one: it would wait for memory first thing.
+      hwy::Prefetch(x + count_ + i * step_);
+      sum = hn::Add(sum, distance);
+      spread = hn::Max(spread, hn::Abs(distance));
+    }
+    return {first, sum, spread};
+  }
+
+  HWY_INLINE V Pilot(V first, V distance, V spread) const {
+    const Tag<C> d;
+    return Coarse(d, hn::Add(first, hn::Mul(distance, hn::Set(d, share_))), spread);
+  }
+
+  std::int64_t count_;
+  std::int64_t samples_, step_;  // vectors, elements
+  C share_;
+};
+
+// The sums of one run, taken in steps of eight vectors, so that a loop that writes another may
+// carry them along. A step takes two from each quarter of a long run: a core that reads in four
+// places has more of its requests to memory under way than one that reads in one.
+template <class T>
+class RunSums {
+  using C = Compute<T>;
+  using V = Vector<C>;
+  static constexpr std::int64_t kVector = kLanes<C>;
+  static constexpr std::int64_t kVectors = 8;  // of a step
+  static constexpr std::int64_t kStep = kVectors * kVector;
+
+ public:
+  // Of a run of at most this many elements, all sums are one chain.
+  static constexpr std::int64_t kOneChain = kChain / 2 * kStep;
+
+  // Of nothing.
+  HWY_INLINE RunSums() : RunSums(nullptr, 0, hn::Zero(Tag<C>()), false) {}
+
+  // `carried`: whether Advance takes steps.
+  HWY_INLINE RunSums(const T* x, std::int64_t count, V pilot, bool carried)
+      : x_(x),
+        end_(x + count),
+        steps_(count / kStep),
+        apart_(count < kLongRun ? kStep / 4 : steps_ * (kStep / 4)),
+        stride_(count < kLongRun ? kStep : kStep / 4),
+        count_(count),
+        carried_(carried),
+        pilot_(pilot) {
+    StartChain();
+  }
+
+  // Keeps up with a loop that is about to write elements from `written` on in each of `places`.
+  HWY_INLINE void Advance(std::int64_t written, std::int64_t places) {
+    if (written * places % kStep == 0 && carried_ && steps_ > 0) Step();
+  }
+
+  HWY_INLINE Moments Finish() {
+    AddRest();
+    FoldChain();
+    const auto n = static_cast<double>(count_);
+    const double shift = s1_ / n;
+    const hn::CappedTag<double, 1> dd;
+    const auto m2 =
+        TrustedM2(dd, hn::Set(dd, s1_), hn::Set(dd, s2_), hn::Set(dd, n), hn::Set(dd, shift));
+    return {n, static_cast<double>(hn::GetLane(pilot_)) + shift, hn::GetLane(m2)};
+  }
+
+  // The rest of the steps, and what fills none.
+  HWY_INLINE void AddRest() {
+    const Tag<C> d;
+    while (steps_ > 0) Step();
+    const T* x = end_ - count_ % kStep;
+    for (; end_ - x >= 2 * kVector; x += 2 * kVector) AddTwo(x, a0_, q0_);
+    if (end_ - x >= kVector) {
+      Add(hn::Sub(LoadAs(d, x), pilot_), a1_, q1_);
+      x += kVector;
+    }
+    if (x != end_) {
+      // The tail: the lanes already counted left out.
+      const auto counted = hn::FirstN(d, static_cast<std::size_t>(kVector - (end_ - x)));
+      Add(hn::IfThenZeroElse(counted, hn::Sub(LoadAs(d, end_ - kVector), pilot_)), a2_, q2_);
+    }
+  }
+
+  // The chain's sums of deviations and of their squares, one a lane.
+  HWY_INLINE V Deviations() const { return hn::Add(hn::Add(a0_, a1_), hn::Add(a2_, a3_)); }
+  HWY_INLINE V Squares() const { return hn::Add(hn::Add(q0_, q1_), hn::Add(q2_, q3_)); }
+
+ private:
+  static HWY_INLINE void Add(V deviation, V& a, V& q) {
+    a = hn::Add(a, deviation);
+    q = hn::MulAdd(deviation, deviation, q);
+  }
+
+  HWY_INLINE void AddTwo(const T* x, V& a, V& q) const {
+    const auto two = LoadTwo<Order::any>(Tag<C>(), x);
+    Add(hn::Sub(two.v0, pilot_), a, q);
+    Add(hn::Sub(two.v1, pilot_), a, q);
+  }
+
+  HWY_INLINE void Step() {
+    AddTwo(x_, a0_, q0_);
+    AddTwo(x_ + apart_, a1_, q1_);
+    AddTwo(x_ + 2 * apart_, a2_, q2_);
+    AddTwo(x_ + 3 * apart_, a3_, q3_);
+    x_ += stride_;
+    // The last chain goes on with what fills no step.
+    if (--steps_ % (kChain / 2) == 0 && steps_ > 0) FoldChain();
+  }
+
+  HWY_INLINE void StartChain() {
+    a0_ = a1_ = a2_ = a3_ = q0_ = q1_ = q2_ = q3_ = hn::Zero(Tag<C>());
+  }
+
+  HWY_INLINE void FoldChain() {
+    s1_ += SumLanes(Tag<C>(), Deviations());
+    s2_ += SumLanes(Tag<C>(), Squares());
+    StartChain();
+  }
+
+  const T* x_;
+  const T* end_;
+  std::int64_t steps_;   // still to do
+  std::int64_t apart_;   // elements between the places of a step
+  std::int64_t stride_;  // elements from one step to the next
+  std::int64_t count_;
+  bool carried_;
+  V pilot_;
+  V a0_, a1_, a2_, a3_;  // sum of deviations, one a place
+  V q0_, q1_, q2_, q3_;  // sum of their squares
+  double s1_ = 0, s2_ = 0;
+};
+
+// At most kBatch runs of one chain each, stage by stage, with the bits of RunSums: the runs share
+// the steps of their horizontal sums, and their latencies and divisions hide behind each other.
+template <class T>
+HWY_NOINLINE void ReduceShortRuns(const T* x, std::int64_t runs, std::int64_t count,
+                                  Moments* moments) {
+  using C = Compute<T>;
+  const Tag<C> d;
+  constexpr std::int64_t kVector = kLanes<C>;
+  HWY_ALIGN C pilot[kBatch], s1[kBatch], s2[kBatch];
+  HWY_ALIGN C a[kBatch * kVector], q[kBatch * kVector];
+  HWY_ALIGN double mean[kBatch], m2[kBatch];
+  RunPilots<T>(count).Of(x, runs, pilot);
+  ClearRows(d, runs, a);
+  ClearRows(d, runs, q);
+  for (std::int64_t r = 0; r < runs; ++r) {
+    RunSums<T> sums(x + r * count, count, hn::Set(d, pilot[r]), false);
+    sums.AddRest();
+    hn::Store(sums.Deviations(), d, a + r * kVector);
+    hn::Store(sums.Squares(), d, q + r * kVector);
+  }
+  for (std::int64_t r = 0; r < runs; r += kVector) {
+    hn::Store(FoldRows<Plus>(d, a + r * kVector), d, s1 + r);
+    hn::Store(FoldRows<Plus>(d, q + r * kVector), d, s2 + r);
+  }
+  const hn::CappedTag<double, kBatch> dd;
+  const hn::Rebind<C, decltype(dd)> dc;
+  const auto n = hn::Set(dd, static_cast<double>(count));
+  for (std::int64_t r = 0; r < runs; r += static_cast<std::int64_t>(hn::Lanes(dd))) {
+    const auto v1 = PromoteToDouble(dd, hn::Load(dc, s1 + r));
+    const auto v2 = PromoteToDouble(dd, hn::Load(dc, s2 + r));
+    const auto shift = hn::Div(v1, n);
+    const auto near = PromoteToDouble(dd, hn::Load(dc, pilot + r));
+    hn::Store(hn::Add(near, shift), dd, mean + r);
+    hn::Store(TrustedM2(dd, v1, v2, n, shift), dd, m2 + r);
+  }
+  for (std::int64_t r = 0; r < runs; ++r) {
+    moments[r] = {static_cast<double>(count), mean[r], m2[r]};
+  }
+}
+
+template <class T>
+void ReduceRuns(const Kernels::Runs& args) {
+  const T* const x = static_cast<const T*>(args.x);
+  if (kFast<T> && args.runs > 1 && args.count < RunSums<T>::kOneChain) {
+    for (std::int64_t r = 0; r < args.runs; r += kBatch) {
+      ReduceShortRuns<T>(x + r * args.count, std::min(kBatch, args.runs - r), args.count,
+                         args.moments + r);
+    }
+    return;
+  }
+  const RunPilots<T> pilots(args.count);
+  for (std::int64_t r = 0; r < args.runs; ++r) {
+    const T* const run = x + r * args.count;
+    args.moments[r] = RunSums<T>(run, args.count, pilots.Of(run), false).Finish();
+  }
+}
+
+// Sums of one tile of columns. The entries of the tail lie behind those of the whole vectors.
+template <class C>
+struct ColumnSums {
+  HWY_ALIGN C pilot[kMaxLanes + 64 / sizeof(C)];
+  HWY_ALIGN C a[kMaxLanes + 64 / sizeof(C)];  // of one chain
+  HWY_ALIGN C q[kMaxLanes + 64 / sizeof(C)];
+  HWY_ALIGN double s1[kMaxLanes + 64 / sizeof(C)];
+  HWY_ALIGN double s2[kMaxLanes + 64 / sizeof(C)];
+  std::int64_t size;  // entries, whole vectors
+  std::int64_t links = 0;
+
+  HWY_INLINE explicit ColumnSums(std::int64_t width)
+      : size((width + kLanes<C> - 1) / kLanes<C> * kLanes<C>) {
+    std::fill_n(a, size, C{0});
+    std::fill_n(q, size, C{0});
+    std::fill_n(s1, size, 0.0);
+    std::fill_n(s2, size, 0.0);
+  }
+
+  // The column of entry i, or of the vector at i.
+  HWY_INLINE std::int64_t Column(std::int64_t i, std::int64_t width) const {
+    return i < size - kLanes<C> ? i : i - size + width;
+  }
+
+  // To the chains of the vector at i.
+  HWY_INLINE void Add(std::int64_t i, Vector<C> more_a, Vector<C> more_q) {
+    const Tag<C> d;
+    hn::Store(hn::Add(hn::Load(d, a + i), more_a), d, a + i);
+    hn::Store(hn::Add(hn::Load(d, q + i), more_q), d, q + i);
+  }
+
+  // After each band.
+  HWY_INLINE void Link() {
+    if (++links == kChain / 2) Fold();
+  }
+
+  // chain -> double sums; empties the chain.
+  HWY_INLINE void Fold() {
+    for (std::int64_t i = 0; i < size; i += kLanes<double>) {
+      FoldOne(a + i, s1 + i);
+      FoldOne(q + i, s2 + i);
+    }
+    links = 0;
+  }
+
+ private:
+  static HWY_INLINE void FoldOne(C* chain, double* total) {
+    const Tag<double> dd;
+    const hn::Rebind<C, Tag<double>> dc;
+    const auto value = PromoteToDouble(dd, hn::Load(dc, chain));
+    hn::Store(hn::Add(hn::Load(dd, total), value), dd, total);
+    hn::Store(hn::Zero(dc), dc, chain);
+  }
+};
+
+template <class T>
+HWY_INLINE void ColumnPilots(const T* x, std::int64_t rows, std::int64_t stride, std::int64_t width,
+                             ColumnSums<Compute<T>>* sums) {
+  using C = Compute<T>;
+  const Tag<C> d;
+  const std::int64_t samples = std::min(kColumnSamples, rows);
+  const std::int64_t step = samples > 1 ? (rows - 1) / (samples - 1) * stride : 0;
+  const auto share = hn::Set(d, C{1} / static_cast<C>(samples));
+  for (std::int64_t i = 0; i < sums->size; i += kLanes<C>) {
+    const T* const column = x + sums->Column(i, width);
+    const auto base = LoadAs(d, column);
+    auto sum = hn::Zero(d), spread = hn::Zero(d);
+    for (std::int64_t r = 1; r < samples; ++r) {
+      const auto distance = hn::Sub(LoadAs(d, column + r * step), base);
+      sum = hn::Add(sum, distance);
+      spread = hn::Max(spread, hn::Abs(distance));
+    }
+    hn::Store(Coarse(d, hn::Add(base, hn::Mul(sum, share)), spread), d, sums->pilot + i);
+  }
+}
+
+// kRows rows join the chains, `apart` rows apart: their own sum comes first, which makes the chains
+// eight times shorter. Unrolled for the reason that Write is (loop-inl.h).
+template <std::int64_t kRows, class T>
+HWY_INLINE void SumColumnBand(const Kernels::Columns& args, std::int64_t row, std::int64_t apart,
+                              ColumnSums<Compute<T>>* sums) {
+  using C = Compute<T>;
+  const Tag<C> d;
+  const T* const x = static_cast<const T*>(args.x) + row * args.stride;
+  for (std::int64_t i = 0; i < sums->size; i += kLanes<C>) {
+    const T* const column = x + sums->Column(i, args.width);
+    const auto pilot = hn::Load(d, sums->pilot + i);
+    auto a = hn::Zero(d), q = hn::Zero(d);
+#pragma GCC unroll 8
+    for (std::int64_t r = 0; r < kRows; ++r) {
+      const auto deviation = hn::Sub(LoadAs(d, column + r * apart * args.stride), pilot);
+      a = hn::Add(a, deviation);
+      q = hn::MulAdd(deviation, deviation, q);
+    }
+    sums->Add(i, a, q);
+  }
+  sums->Link();
+}
+
+template <class T>
+void ReduceColumns(const Kernels::Columns& args) {
+  using C = Compute<T>;
+  ColumnSums<C> sums(args.width);
+  ColumnPilots(static_cast<const T*>(args.x), args.rows, args.stride, args.width, &sums);
+  constexpr std::int64_t kBand = kFast<T> ? kSumBand : 1;
+  ForBands(args.rows, kBand,
+           [&](std::int64_t row, std::int64_t places, std::int64_t apart) HWY_ATTR {
+             if (kBand > 1 && places == kBand) {
+               SumColumnBand<kBand, T>(args, row, apart, &sums);
+             } else {
+               SumColumnBand<1, T>(args, row, 1, &sums);
+             }
+           });
+  sums.Fold();
+
+  const Tag<double> dd;
+  const hn::Rebind<C, Tag<double>> dc;
+  const auto n = hn::Set(dd, static_cast<double>(args.rows));
+  for (std::int64_t i = 0; i < sums.size; i += kLanes<double>) {
+    const auto s1 = hn::Load(dd, sums.s1 + i), s2 = hn::Load(dd, sums.s2 + i);
+    const auto pilot = PromoteToDouble(dd, hn::Load(dc, sums.pilot + i));
+    const auto shift = hn::Div(s1, n);
+    const std::int64_t column = sums.Column(i, args.width);
+    hn::StoreU(hn::Add(pilot, shift), dd, args.mean + column);
+    hn::StoreU(TrustedM2(dd, s1, s2, n, shift), dd, args.m2 + column);
+  }
+}
+
+struct DeviationSums {
+  double s1, s2;  // of deviations, and of their squares
+};
+
+// Of x [rows, width] from a value, in double.
+template <class T>
+HWY_INLINE DeviationSums DoubleSums(const Kernels::Numbers& args, double from) {
+  const Tag<double> dd;
+  auto a = hn::Zero(dd), q = hn::Zero(dd);
+  const auto all_from = hn::Set(dd, from);
+  DeviationSums rest{0, 0};
+  for (std::int64_t r = 0; r < args.rows; ++r) {
+    const T* const x = static_cast<const T*>(args.x) + r * args.stride;
+    std::int64_t i = 0;
+    for (; i + kLanes<double> <= args.width; i += kLanes<double>) {
+      const auto deviation = hn::Sub(LoadAs(dd, x + i), all_from);
+      a = hn::Add(a, deviation);
+      q = hn::MulAdd(deviation, deviation, q);
+    }
+    for (; i < args.width; ++i) {
+      const double deviation = to_double(x[i]) - from;
+      rest.s1 += deviation;
+      rest.s2 += deviation * deviation;
+    }
+  }
+  return {rest.s1 + SumLanes(dd, a), rest.s2 + SumLanes(dd, q)};
+}
+
+// By two passes: right for every finite f32, f16 and bf16, and for f64 while the sum of squares is
+// finite (|x| up to about 1e150).
+template <class T>
+Moments ExactMoments(const Kernels::Numbers& args) {
+  const auto n = static_cast<double>(args.rows * args.width);
+  const double first = to_double(*static_cast<const T*>(args.x));
+  const double mean = first + DoubleSums<T>(args, first).s1 / n;
+  const DeviationSums sums = DoubleSums<T>(args, mean);
+  return {n, mean + sums.s1 / n, sums.s2 - sums.s1 * sums.s1 / n};
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace groupnorm::detail
+HWY_AFTER_NAMESPACE();
+
+#endif
