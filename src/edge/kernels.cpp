@@ -3,6 +3,7 @@
 // table names, so what is not named here costs nothing.
 #include "kernels/targets.h"
 // Highway reads it.
+#include "kernels/columns-inl.h"
 #include "kernels/finish-inl.h"
 #include "kernels/moments-inl.h"
 #include "kernels/name-inl.h"

@@ -13,6 +13,8 @@
 #pragma GCC optimize("Os")
 #endif
 
+#include "kernels/columns-inl.h"
+#include "kernels/dx-inl.h"
 #include "kernels/finish-inl.h"
 #include "kernels/gradient-inl.h"
 #include "kernels/kernels.h"
