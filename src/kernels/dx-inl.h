@@ -163,7 +163,8 @@ class Differentiator {
     for (std::int64_t r = 0; r < args_.channels; ++r) {
       const GradientSums sums =
           SumOfRow<T, Act>(rows, act_, x(b), dy(b), args_.channels, args_.length, r);
-      args_.sums[b * args_.channels + r] = sums;
+      args_.sums[b * args_.channels + r].dz = sums.dz;  // by numbers: see Run
+      args_.sums[b * args_.channels + r].dzx = sums.dzx;
       const double gamma = rows.Gamma(r);
       sum_d += gamma * sums.dz;
       sum_e += gamma * (sums.dzx - mean_lo * sums.dz);

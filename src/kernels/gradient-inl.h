@@ -54,7 +54,8 @@ class RowGradientSums {
       const auto counted = hn::FirstN(d, static_cast<std::size_t>(kVector - (end - i)));
       const V deviation = terms_.Deviation(LoadAs(d, x + end - kVector), {});
       const V dz = DzOf(deviation, LoadAs(d, dy + end - kVector));
-      AddDz<1>(hn::IfThenZeroElse(counted, deviation), hn::IfThenZeroElse(counted, dz));
+      dz_[1] = hn::Add(dz_[1], hn::IfThenZeroElse(counted, dz));
+      dzx_[1] = hn::Add(dzx_[1], hn::IfThenZeroElse(counted, hn::Mul(dz, deviation)));
     }
     Fold();
     return total_;
@@ -89,10 +90,11 @@ class RowGradientSums {
     const auto before = hn::FirstN(d, static_cast<std::size_t>(at - first));
     const auto until = hn::FirstN(d, static_cast<std::size_t>(at - first + count));
     const auto own = hn::AndNot(before, until);
-    const V all = terms_.Deviation(LoadAs(d, x + first), {});
-    const V deviation = hn::IfThenElseZero(own, all);
-    const V dz = hn::IfThenElseZero(own, DzOf(all, LoadAs(d, dy + first)));
-    return {SumLanes(d, dz), SumLanes(d, hn::Mul(dz, deviation))};
+    // Left out of the products, not of what is loaded: loads under a mask are not guessed ahead.
+    const V deviation = terms_.Deviation(LoadAs(d, x + first), {});
+    const V dz = DzOf(deviation, LoadAs(d, dy + first));
+    return {SumLanes(d, hn::IfThenElseZero(own, dz)),
+            SumLanes(d, hn::IfThenElseZero(own, hn::Mul(dz, deviation)))};
   }
 
   HWY_INLINE V DzOf(V deviation, V dy) const {
@@ -101,11 +103,7 @@ class RowGradientSums {
 
   template <int kChainOf>
   HWY_INLINE void Add(V x, V dy) {
-    const V deviation = terms_.Deviation(x, {});
-    AddDz<kChainOf>(deviation, DzOf(deviation, dy));
-  }
-  template <int kChainOf>
-  HWY_INLINE void AddDz(V deviation, V dz) {
+    const V deviation = terms_.Deviation(x, {}), dz = DzOf(deviation, dy);
     dz_[kChainOf] = hn::Add(dz_[kChainOf], dz);
     dzx_[kChainOf] = hn::MulAdd(dz, deviation, dzx_[kChainOf]);
   }

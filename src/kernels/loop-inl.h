@@ -82,6 +82,7 @@ HWY_INLINE void Write(const Stage& stage, X& terms, const Stretch& to, Sums& sum
       }
     }
   }
+  if (begin == end) return;
   // One place; or what is left of each.
   for (std::int64_t p = 0; p < to.places; ++p) {
     const std::int64_t shift = p * to.apart;
