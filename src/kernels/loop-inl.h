@@ -62,9 +62,8 @@ HWY_INLINE void Write(const Stage& stage, X& terms, const Stretch& to, Sums& sum
   const std::int64_t end = to.begin + to.count, last = end - kLanes<C>;
   typename Stage::Loaded last_loaded[kPlaces];
   const bool tail = to.count % kLanes<C> != 0;
-  if (tail) {
-    for (std::int64_t p = 0; p < to.places; ++p) last_loaded[p] = stage.Load(last + p * to.apart);
-  }
+  const std::int64_t from = tail ? last : to.begin, apart = to.places > 1 ? to.apart : 0;
+  for (std::int64_t p = 0; p < kPlaces; ++p) last_loaded[p] = stage.Load(from + p * apart);
   std::int64_t begin = to.begin;
   if constexpr (Stage::kFast && kPlaces > 1) {
     for (; to.places > 1 && begin + kStep <= end; begin += kStep) {

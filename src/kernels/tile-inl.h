@@ -133,6 +133,9 @@ class DzStage {
 
  public:
   struct Loaded {
+    // Not defaulted: a compiler makes that one without the target's instructions.
+    HWY_INLINE Loaded() : Loaded(hn::Zero(Tag<C>()), hn::Zero(Tag<C>())) {}
+    HWY_INLINE Loaded(Vector<C> of_x, Vector<C> of_dy) : x(of_x), dy(of_dy) {}
     Vector<C> x, dy;
   };
   static constexpr bool kFast = HWY_NAMESPACE::kFast<T>;
