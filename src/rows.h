@@ -30,7 +30,7 @@ class Rows {
   std::int64_t normalize(std::int64_t begin, std::int64_t end) const {
     if (run_ < call_.kernels.lanes) return 0;
     if (is_fused(call_.spec.activation)) {
-      if (!one_run_ && call_.spec.shape.s < kLongRow) return 0;
+      if (!one_run_ && call_.spec.shape.s < kRowInParts) return 0;
       const std::int64_t first = one_run_ ? begin * run_ : 0;
       return call_.kernels.normalize(
           course(call_.x(first), call_.y(first), begin, end - begin, call_.spec.activation));

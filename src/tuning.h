@@ -51,7 +51,7 @@ inline constexpr std::int64_t kSmallBlockOfFew = 512;
 inline constexpr std::int64_t kCarriedBlock = 4096;
 
 // Positions of a row from which on blocks in several parts are reduced that way, too.
-inline constexpr std::int64_t kLongRow = 128;
+inline constexpr std::int64_t kRowInParts = 128;
 
 // --- Tiles (tiles.h). Does not change bits.
 

@@ -42,6 +42,15 @@ struct NoSums {
   HWY_INLINE void Advance(std::int64_t, std::int64_t) {}
 };
 
+// What a Stage of backward loads.
+template <class C>
+struct LoadedTwo {
+  // Not defaulted: a compiler makes that one without the target's instructions.
+  HWY_INLINE LoadedTwo() : LoadedTwo(hn::Zero(Tag<C>()), hn::Zero(Tag<C>())) {}
+  HWY_INLINE LoadedTwo(Vector<C> of_x, Vector<C> of_dy) : x(of_x), dy(of_dy) {}
+  Vector<C> x, dy;
+};
+
 // The tail: where vectors do not divide the elements, the last vector ends with them,
 //
 //   [ vector ][ vector ][ vector ]

@@ -132,12 +132,7 @@ class DzStage {
   using C = Compute<T>;
 
  public:
-  struct Loaded {
-    // Not defaulted: a compiler makes that one without the target's instructions.
-    HWY_INLINE Loaded() : Loaded(hn::Zero(Tag<C>()), hn::Zero(Tag<C>())) {}
-    HWY_INLINE Loaded(Vector<C> of_x, Vector<C> of_dy) : x(of_x), dy(of_dy) {}
-    Vector<C> x, dy;
-  };
+  using Loaded = LoadedTwo<C>;
   static constexpr bool kFast = HWY_NAMESPACE::kFast<T>;
   static constexpr std::int64_t kStored = 1;
 
