@@ -1,4 +1,4 @@
-// One call as its parts see it: addresses, parameters, coefficients, and moments that can be used.
+// One call as its parts see it: addresses, parameters, coefficients, and moments of runs.
 #ifndef GROUPNORM_SRC_CALL_H
 #define GROUPNORM_SRC_CALL_H
 
@@ -58,24 +58,14 @@ void parallel_for(const Call& call, const Executor& executor, std::int64_t count
   });
 }
 
-// A kernel's m2 can be used from this times the count on, and not where it is NaN: its sums were
-// sound, and no squares underflowed in f32 that an eps as good as 0 would not hide.
-inline double least_m2(const Spec& spec) {
-  const bool hidden = spec.data == DType::f64 || spec.eps >= 0x1p-100;
-  return hidden ? -std::numeric_limits<double>::infinity() : 0x1p-100;
-}
-
-inline bool trusted(const Call& call, double count, double m2) {
-  return m2 >= count * least_m2(call.spec);
-}
-
 // Of `runs` runs of `count` elements, one behind the other.
 inline void run_moments(const Call& call, std::int64_t index, std::int64_t runs, std::int64_t count,
                         Moments* moments) {
-  const bool kernel = count >= call.kernels.lanes;
-  if (kernel) call.kernels.reduce_runs({call.x(index), runs, count, moments});
+  if (count >= call.kernels.lanes) {
+    call.kernels.reduce_runs({call.x(index), runs, count, trust_of(call.spec), moments});
+    return;
+  }
   for (std::int64_t r = 0; r < runs; ++r) {
-    if (kernel && trusted(call, moments[r].count, moments[r].m2)) continue;
     moments[r] = call.kernels.exact_moments({call.x(index + r * count), 1, 0, count});
   }
 }
@@ -102,9 +92,10 @@ inline Kernels::Normalize apply_args(const void* x, void* y, std::int64_t blocks
           .correction = 0,
           .eps = 0,
           .center = true,
-          .least_m2 = 0,
+          .trust = {},
           .mean = nullptr,
-          .rstd = nullptr};
+          .rstd = nullptr,
+          .extreme = nullptr};
 }
 
 // Up to kMaxLanes numbers of a compute type, with room for a vector on either side.

@@ -39,16 +39,17 @@ class ColumnLanes {
     }
   }
 
-  // f(part of the unit's lanes, extreme): at most kMaxLanes, of blocks that are all extreme or
-  // none. `items`: one a block, with a field that says so.
+  // f(part of the unit's lanes, extreme): at most kMaxLanes. `items`: one a block, with a field
+  // that says whether it is extreme. Neighbours go along with an extreme block, up to kFewLanes:
+  // the kernels need lanes enough.
   template <class Item, class F>
   void for_each_part(Range unit, const Item* items, const F& f) const {
     for (std::int64_t lane = unit.begin; lane < unit.end;) {
-      const bool extreme = items[(lane - unit.begin) / channels_].extreme;
+      const bool extreme = is_extreme(unit, lane, items);
       const std::int64_t most = std::min(lane + kMaxLanes, unit.end);
       std::int64_t end = lane;
-      while (end < most && items[(end - unit.begin) / channels_].extreme == extreme) {
-        end = std::min(most, end + channels_ - (end - unit.begin) % channels_);
+      while (end < most && is_extreme(unit, end, items) == extreme) {
+        end = std::min(most, end + together() - (end - unit.begin) % together());
       }
       f(Range{lane, end}, extreme);
       lane = end;
@@ -64,6 +65,19 @@ class ColumnLanes {
   }
 
  private:
+  // Lanes of whole blocks that go together.
+  std::int64_t together() const {
+    return std::max<std::int64_t>(1, kFewLanes / channels_) * channels_;
+  }
+  // Whether any of those that go together with `lane` is.
+  template <class Item>
+  bool is_extreme(Range unit, std::int64_t lane, const Item* items) const {
+    const std::int64_t first = (lane - unit.begin) / together() * together();
+    const std::int64_t last = std::min(first + together(), unit.size());
+    return std::any_of(items + first / channels_, items + ceil_div(last, channels_),
+                       [](const Item& item) { return item.extreme; });
+  }
+
   std::int64_t width_, channels_, tile_, tiles_;
 };
 

@@ -81,68 +81,56 @@ class Columns {
       const std::int64_t column = rows.size() / merged;  // elements of one
       const bool fits = count * merged >= call_.kernels.lanes;
       if (fits) {
-        call_.kernels.reduce_columns(
-            {call_.x(index), column, width() * merged, count * merged, mean, m2});
+        call_.kernels.reduce_columns({call_.x(index), column, width() * merged, count * merged,
+                                      trust_of(call_.spec), mean, m2});
       }
       const std::int64_t part = std::min(channels, count);
       for (std::int64_t at = 0; at < count; at += part) {
         const std::int64_t size = std::min(part, count - at);
         Moments& block = moments[(lane + at) / channels];
-        block = merge(block, fits && sound(m2 + at, size, merged, column)
-                                 ? merge_columns(mean + at, m2 + at, size, merged, width(),
-                                                 static_cast<double>(column))
-                                 : call_.kernels.exact_moments(
-                                       {call_.x(index + at), rows.size(), width(), size}));
+        block = merge(block, fits ? merge_columns(mean + at, m2 + at, size, merged, width(),
+                                                  static_cast<double>(column))
+                                  : call_.kernels.exact_moments(
+                                        {call_.x(index + at), rows.size(), width(), size}));
       }
     }
-  }
-
-  // Whether the kernel's m2 of all columns of a block hold.
-  bool sound(const double* m2, std::int64_t lanes, std::int64_t copies, std::int64_t rows) const {
-    const double least = static_cast<double>(rows) * least_m2(call_.spec);
-    std::int64_t good = 0;  // counted without branches: all are, as a rule
-    for (std::int64_t copy = 0; copy < copies; ++copy) {
-      for (std::int64_t i = 0; i < lanes; ++i) good += m2[copy * width() + i] >= least ? 1 : 0;
-    }
-    return good == lanes * copies;
   }
 
   void apply_part(Range lanes, Range part, Range rows, std::int64_t example,
                   const Statistics* statistics, bool extreme) const {
     const Spec& spec = call_.spec;
     const std::int64_t vector = call_.kernels.lanes;
+    if (call_.schedule.by_runs && spec.block.channels >= vector && part.size() >= vector &&
+        !extreme && is_fused(spec.activation)) {
+      return apply_by_runs(lanes, part, rows, example, statistics);
+    }
     const std::int64_t merged =
         part.size() == width() && rows.size() >= call_.schedule.merged ? call_.schedule.merged : 1;
     const Range whole{rows.begin, rows.begin + rows.size() / merged * merged};
-    const Range rest{whole.end, rows.end};
-    const bool narrow = part.size() * merged < vector || (rest.size() > 0 && part.size() < vector);
-    if (extreme || narrow || !is_fused(spec.activation)) {
-      const Tiles tiles(call_, extreme || part.size() < vector);
-      Coefficients coefficients(call_, tiles.compute());
-      lanes_.make_coefficients(lanes, part, example, statistics, &coefficients);
-      return apply_lanes_in_tiles(call_, tiles,
-                                  {index(rows, part), rows.size(), width(), part.size()},
-                                  coefficients.arrays());
-    }
-    if (call_.schedule.by_runs && spec.block.channels >= vector) {
-      return apply_by_runs(lanes, part, rows, example, statistics);
-    }
-    Coefficients coefficients(call_, call_.compute());
+    apply_lanes(lanes, part, whole, merged, example, statistics, extreme);
+    if (whole.end == rows.end) return;
+    apply_lanes(lanes, part, {whole.end, rows.end}, 1, example, statistics, extreme);
+  }
+
+  // Rows taken `merged` at a time as one.
+  void apply_lanes(Range lanes, Range part, Range rows, std::int64_t merged, std::int64_t example,
+                   const Statistics* statistics, bool extreme) const {
+    const Activation activation = call_.spec.activation;
+    const std::int64_t at = index(rows, part), count = rows.size() / merged;
+    const std::int64_t stride = width() * merged, size = part.size() * merged;
+    const bool wide = extreme || size < call_.kernels.lanes;
+    Coefficients coefficients(call_, wide ? DType::f64 : call_.compute());
     lanes_.make_coefficients(lanes, part, example, statistics, &coefficients);
     coefficients.repeat(part.size(), merged);
-    apply_lanes(coefficients, whole, merged, part);
-    if (rest.size() > 0) apply_lanes(coefficients, rest, 1, part);
+    if (wide || !is_fused(activation)) {
+      return apply_lanes_in_tiles(call_, Tiles(call_, wide), {at, count, stride, size},
+                                  coefficients.arrays());
+    }
+    call_.kernels.apply_columns({call_.x(at), call_.y(at), count, stride, size,
+                                 coefficients.arrays(), activation, call_.store});
   }
 
   std::int64_t index(Range rows, Range part) const { return rows.begin * width() + part.begin; }
-
-  void apply_lanes(const Coefficients& coefficients, Range rows, std::int64_t merged,
-                   Range part) const {
-    const std::int64_t at = index(rows, part);
-    call_.kernels.apply_columns({call_.x(at), call_.y(at), rows.size() / merged, width() * merged,
-                                 part.size() * merged, coefficients.arrays(), call_.spec.activation,
-                                 call_.store});
-  }
 
   // By the kernel that makes its coefficients on the way: they would serve these few rows alone.
   // `part` is whole blocks, or part of one that is wider than kMaxLanes.
@@ -246,11 +234,16 @@ class GradientColumns {
   void reduce_part(const Part& part, bool extreme) const {
     const std::int64_t lanes = part.part.size();
     GradientSums total[kMaxLanes];
-    bool done = !extreme && fused_ && reduce_lanes(part, total);
+    const bool done = !extreme && fused_ && reduce_lanes(part, total);
     const bool wide = extreme || lanes < call_.kernels.lanes;
     if (!done) reduce_in_tiles(part, wide, total);
-    done = std::all_of(total, total + lanes, sound);
-    if (!done && !wide) reduce_in_tiles(part, true, total);
+    bool keeps = true;
+    lanes_.for_each_block(part.lanes, part.part, [&](std::int64_t block, Range own) {
+      for (std::int64_t i = own.begin; i < own.end; ++i) {
+        keeps = keeps && sound(total[i], part.statistics[block]);
+      }
+    });
+    if (!keeps && !wide) reduce_in_tiles(part, true, total);
     std::copy_n(total, lanes,
                 gradient_.sums + gradient_.map.index(part.at.span, part.part.begin, part.at.piece));
   }

@@ -12,13 +12,26 @@
 
 namespace groupnorm::detail {
 
-// Of `count` elements: their mean, and m2 = sum (x - mean)^2. m2 is NaN where a kernel's sums
-// cannot be trusted (see kernels/kernels.h); Kernels::exact_moments then takes over.
+// Of `count` elements: their mean, and m2 = sum (x - mean)^2.
 struct Moments {
   double count;
   double mean;
   double m2;
 };
+
+// Which sums of deviations from a pilot hold (kernels/moments-inl.h); the others are made again in
+// double. Both are variances.
+struct Trust {
+  double least;       // below it, f32 squares may have underflowed
+  double negligible;  // up to it, eps hides the deviations from the pilot; -1: it hides none
+};
+
+inline Trust trust_of(const Spec& spec) {
+  // f32 squares lose up to 2^-150 each: beside such an eps that is nothing.
+  const bool hidden = spec.data == DType::f64 || spec.eps >= 0x1p-100;
+  if (!hidden) return {0x1p-100, -1};
+  return {-std::numeric_limits<double>::infinity(), spec.eps * 0x1p-24};
+}
 
 // Chan, Golub & LeVeque, "Algorithms for computing the sample variance", 1983, eq. 2.1. Equal means
 // stay exactly equal. Not associative in floating point: merges run in an order that the shape
@@ -106,7 +119,7 @@ struct GradientSums {
 // shift and slope of dx = a * dz + (slope * (x - mean_hi) + shift), the same for a whole block.
 struct GradientTerms {
   double shift, slope;
-  bool extreme;  // f32 arithmetic could overflow: use extreme.h
+  bool extreme;  // f32 arithmetic could overflow
 };
 
 // What all blocks of a backward call have in common.

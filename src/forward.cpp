@@ -77,9 +77,9 @@ class Pass {
 
   // Units [begin, end), each reduced and applied: by the kernels that do both, as far as they go.
   void fused(std::int64_t begin, std::int64_t end) const {
-    for (std::int64_t unit = begin; unit < end;) {
+    for (std::int64_t unit = begin; unit < end; ++unit) {
       unit += walk_.normalize(unit, end);
-      if (unit < end) one(unit++);
+      if (unit < end) one(unit);
     }
   }
 

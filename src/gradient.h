@@ -87,8 +87,10 @@ inline GradientRule gradient_rule(const Call& call) {
           spec.correction, spec.center, spec.data != DType::f64};
 }
 
-inline bool sound(const GradientSums& sums) {
-  return std::isfinite(sums.dz) && std::isfinite(sums.dzx);
+// Whether sums in f32 can be kept: they did not overflow. Those of a block that has no statistics
+// are NaN, and no others would be better.
+inline bool sound(const GradientSums& sums, const Statistics& statistics) {
+  return (std::isfinite(sums.dz) && std::isfinite(sums.dzx)) || std::isnan(statistics.rstd);
 }
 
 // gradient_terms (fold.h) of a block of this call.
@@ -139,6 +141,7 @@ class GradientTiles {
   void load(const Area& area, std::int64_t blocks, std::int64_t channels, std::int64_t length,
             const Parameters& params, const Statistics* statistics) {
     view(area);
+    if (is_dz()) return;
     maker().dz_rows({maker_x(), maker_dy(), dz_.data(), blocks, channels, length, params,
                      statistics, call_.spec.activation});
   }
@@ -147,6 +150,7 @@ class GradientTiles {
   // wide.
   void load(const Area& area, const LaneCoefficients& coefficients) {
     view(area);
+    if (is_dz()) return;
     const std::int64_t stride = copies_dy() ? Tiles::pitch(area.width) : area.stride;
     maker().dz_columns({maker_x(), maker_dy(), dz_.data(), area.rows, stride,
                         Tiles::pitch(area.width), area.width, coefficients, call_.spec.activation});
@@ -156,6 +160,7 @@ class GradientTiles {
   void load_runs(const Area& area, const Parameters& params, const Statistics* statistics,
                  std::int64_t step) {
     view(area);
+    if (is_dz()) return;
     const std::int64_t pitch = Tiles::pitch(area.width);
     const std::int64_t stride = copies_dy() ? pitch : area.stride;
     const DType from = wide_ ? tiles_.compute() : call_.spec.data;
@@ -187,6 +192,7 @@ class GradientTiles {
  private:
   // In double, dy is copied as x is; else dz is made of the tensors themselves.
   bool copies_dy() const { return wide_; }
+  bool is_dz() const { return copies_dy() && call_.spec.activation == Activation::none; }
   const TileKernels& maker() const { return (wide_ ? tiles_.kernels() : call_.kernels).tiles; }
   const void* maker_x() const { return wide_ ? x_ : call_.x(area_.index); }
   const void* maker_dy() { return wide_ ? dz_.data() : gradient_.dy(area_.index); }

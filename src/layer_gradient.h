@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 
 namespace groupnorm::detail {
 
@@ -85,7 +86,7 @@ class LayerGradient {
       for (std::int64_t g = blocks->groups.begin; g < blocks->groups.end; ++g) {
         *next = gradient_.statistics(e * groups_ + g);
         const double shift = call_.split(next->mean).lo * next->rstd;
-        const bool few_digits = shift != 0 && std::fabs(shift) < 0x1p-100;
+        const bool few_digits = shift != 0 && std::fabs(shift) < 0x1p-126;
         next->extreme = next->extreme || needs_extreme(call_.spec, few_digits);
         ++next;
       }
@@ -107,20 +108,33 @@ class LayerGradient {
       const Range channels{group * channels_ + part.begin, group * channels_ + part.end};
       GradientSums columns[kMaxLanes];
       GradientSums runs[kBlocksAtOnce];
-      bool done = !any_extreme && fused_;
-      if (done) {
+      if (!any_extreme && fused_) {
         sum_runs(*blocks, group, channels, columns, runs);
       } else {
         sum_in_tiles(*blocks, group, channels, any_extreme, columns, runs);
       }
-      done = any_extreme || (std::all_of(columns, columns + part.size(), sound) &&
-                             std::all_of(runs, runs + blocks->examples.size(), sound));
-      if (!done) sum_in_tiles(*blocks, group, channels, true, columns, runs);
+      if (!any_extreme && !sound_all(*blocks, group, {columns, columns + part.size()}, runs)) {
+        sum_in_tiles(*blocks, group, channels, true, columns, runs);
+      }
       for (std::int64_t i = 0; i < part.size(); ++i) add(columns[i], sums + channels.begin + i);
       for (std::int64_t e = 0; e < blocks->examples.size(); ++e) {
         add(runs[e], blocks->sums + blocks->at(blocks->examples.begin + e, group));
       }
     }
+  }
+
+  // A block that has no statistics is part of every column.
+  static bool sound_all(const Blocks& blocks, std::int64_t group,
+                        std::span<const GradientSums> columns, const GradientSums* runs) {
+    Statistics any{0, 0, false};
+    bool all = true;
+    for (std::int64_t e = 0; e < blocks.examples.size(); ++e) {
+      const Statistics& own = blocks.statistics[blocks.at(blocks.examples.begin + e, group)];
+      all = all && sound(runs[e], own);
+      if (std::isnan(own.rstd)) any = own;
+    }
+    return all && std::all_of(columns.begin(), columns.end(),
+                              [&](const GradientSums& column) { return sound(column, any); });
   }
 
   static void add(const GradientSums& more, GradientSums* sums) {

@@ -28,16 +28,17 @@ class Rows {
   // Reduces, finishes and applies blocks from `begin` on; returns how many, 0 where the kernels
   // leave the first of them.
   std::int64_t normalize(std::int64_t begin, std::int64_t end) const {
-    if (run_ < call_.kernels.lanes) return 0;
-    if (is_fused(call_.spec.activation)) {
-      if (!one_run_ && call_.spec.shape.s < kRowInParts) return 0;
-      const std::int64_t first = one_run_ ? begin * run_ : 0;
-      return call_.kernels.normalize(
-          course(call_.x(first), call_.y(first), begin, end - begin, call_.spec.activation));
+    for (std::int64_t block = begin; block < end;) {
+      Statistics extreme[kBatch] = {};
+      block += normalize_by_kernel(block, end, extreme);
+      const auto* const last =
+          std::find_if(extreme, extreme + kBatch, [](const auto& own) { return !own.extreme; });
+      if (last == extreme) return block - begin;
+      apply_extreme(block, last - extreme, extreme);
+      block += last - extreme;
     }
-    return one_run_ ? normalize_in_tiles(begin, end) : 0;
+    return end - begin;
   }
-
   void reduce(std::int64_t unit, std::int64_t chunk, Moments* moments) const {
     *moments = {};
     for (std::int64_t p = 0; p < parts_.parts(chunk); ++p) {
@@ -55,9 +56,46 @@ class Rows {
   }
 
  private:
+  // Up to the first that is extreme.
+  std::int64_t normalize_by_kernel(std::int64_t begin, std::int64_t end,
+                                   Statistics* extreme) const {
+    if (run_ < call_.kernels.lanes) return 0;
+    if (is_fused(call_.spec.activation)) {
+      if (!one_run_ && call_.spec.shape.s < kRowInParts) return 0;
+      const std::int64_t first = one_run_ ? begin * run_ : 0;
+      return call_.kernels.normalize(course(call_.x(first), call_.y(first), begin, end - begin,
+                                            call_.spec.activation, extreme));
+    }
+    return one_run_ ? normalize_in_tiles(begin, end, extreme) : 0;
+  }
+
+  // Blocks that are extreme, as many at a time as fill a tile.
+  void apply_extreme(std::int64_t first, std::int64_t blocks, const Statistics* statistics) const {
+    const Spec& spec = call_.spec;
+    const Tiles tiles(call_, true);
+    const std::int64_t most = one_run_ ? tiles.size() / run_ : 0;
+    const std::int64_t groups = spec.shape.c / spec.block.channels;
+    Tile tile;
+    for (std::int64_t b = 0, count = 1; b < blocks; b += count) {
+      if (most == 0) {
+        for (std::int64_t chunk = 0; chunk < call_.schedule.chunks; ++chunk) {
+          apply(first + b, chunk, statistics + b);
+        }
+        continue;
+      }
+      const std::int64_t example = (first + b) / groups, group = (first + b) % groups;
+      count = std::min({most, blocks - b, groups - group});
+      const Area area{(first + b) * run_, 1, 0, count * run_};
+      tiles.normalize(tiles.view(call_.args.x, area, false, tile.data()), tile.data(), count,
+                      spec.block.channels, spec.shape.s, example, group * spec.block.channels,
+                      statistics + b);
+      tiles.activate(tile.data(), spec.activation, call_.args.y, area);
+    }
+  }
+
   // The arguments of Kernels::normalize for blocks of x and y as `first` of them lies there.
   Kernels::Normalize course(const void* x, void* y, std::int64_t first, std::int64_t blocks,
-                            Activation activation) const {
+                            Activation activation, Statistics* extreme) const {
     const Spec& spec = call_.spec;
     const auto at = [first](double* statistics) {
       return statistics == nullptr ? nullptr : statistics + first;
@@ -78,13 +116,14 @@ class Rows {
             .correction = spec.correction,
             .eps = spec.eps,
             .center = spec.center,
-            .least_m2 = least_m2(spec),
+            .trust = trust_of(spec),
             .mean = at(call_.args.mean),
-            .rstd = at(call_.args.rstd)};
+            .rstd = at(call_.args.rstd),
+            .extreme = extreme};
   }
 
   // As many blocks at a time as fill a tile.
-  std::int64_t normalize_in_tiles(std::int64_t begin, std::int64_t end) const {
+  std::int64_t normalize_in_tiles(std::int64_t begin, std::int64_t end, Statistics* extreme) const {
     const Tiles tiles(call_, false);
     const std::int64_t most = tiles.size() / run_;
     if (most == 0) return 0;
@@ -94,7 +133,7 @@ class Rows {
       const Area area{block * run_, 1, 0, blocks * run_};
       Kernels::Normalize args =
           course(tiles.view(call_.args.x, area, tiles.is_direct(area, true), tile.data()),
-                 tile.data(), block, blocks, Activation::none);
+                 tile.data(), block, blocks, Activation::none, extreme);
       args.store = Store::cached;
       const std::int64_t done = tiles.kernels().normalize(args);
       tiles.activate(tile.data(), call_.spec.activation, call_.args.y,
@@ -222,7 +261,8 @@ class GradientRows {
     } else {
       reduce_in_tiles(part, statistics, wide, sums);
     }
-    if (!wide && !std::all_of(sums, sums + part.rows, sound)) {
+    const auto keeps = [&](const GradientSums& row) { return sound(row, statistics); };
+    if (!wide && !std::all_of(sums, sums + part.rows, keeps)) {
       reduce_in_tiles(part, statistics, true, sums);
     }
   }

@@ -1,6 +1,6 @@
 // What the kernels of the data's dtype do not do by themselves goes in tiles, pieces that stay in
 // L1 as numbers of a compute type: that type's kernels work on them, and what comes out is rounded
-// once, where it is stored. So go
+// where it is stored. So go
 //
 //   activations that are not fused (kernels.h)                     in the data's own compute type
 //   what is extreme (fold.h), and what is shorter than a vector    in double
@@ -81,27 +81,23 @@ class Tiles {
     return tile;
   }
 
-  // y = activation(z), to the tensor.
+  // y = activation(z), to the tensor. z is lost.
   void activate(void* z, Activation activation, void* tensor, const Area& area) const {
     for_each_stretch(area, [&](std::int64_t to, std::int64_t i, std::int64_t count) {
       void* const y = static_cast<std::byte*>(tensor) + to * call_.element;
-      if (!wide_) {
-        return call_.kernels.tiles.activate(at(z, i), y, count, activation, call_.store);
-      }
-      if (activation != Activation::none) {
-        kernels_.tiles.activate(at(z, i), at(z, i), count, activation, Store::cached);
-      }
-      call_.kernels.tiles.store_wide(at(z, i), y, count, call_.store);
+      void* const own = at(z, i);
+      if (compute_ != call_.compute()) kernels_.tiles.narrow(own, own, count);
+      call_.kernels.tiles.activate(own, y, count, activation, call_.store);
     });
   }
 
-  // z [rows, length] of a block, contiguous, from channel `channel` of `example` on; z == x is
-  // allowed.
-  void normalize_rows(const void* x, void* z, std::int64_t rows, std::int64_t length,
-                      std::int64_t example, std::int64_t channel,
-                      const Statistics& statistics) const {
-    kernels_.normalize(apply_args(x, z, 1, rows, length, call_.params(example, channel),
-                                  &statistics, Activation::none, Store::cached));
+  // z [blocks, channels, length], contiguous, from channel `channel` of `example` on; statistics
+  // [blocks]; z == x is allowed.
+  void normalize(const void* x, void* z, std::int64_t blocks, std::int64_t channels,
+                 std::int64_t length, std::int64_t example, std::int64_t channel,
+                 const Statistics* statistics) const {
+    kernels_.normalize(apply_args(x, z, blocks, channels, length, call_.params(example, channel),
+                                  statistics, Activation::none, Store::cached));
   }
 
   // f(rows, range of a row's positions) for pieces of a part that fill a tile at most. They are
@@ -156,8 +152,8 @@ inline void apply_part_in_tiles(const Call& call, const RowPart& part,
   tiles.for_each_piece(part, [&](Range rows, Range positions) {
     const Area area = area_of(part, rows, positions);
     const void* const x = tiles.view(call.args.x, area, tiles.is_direct(area, true), tile.data());
-    tiles.normalize_rows(x, tile.data(), rows.size(), positions.size(), part.example,
-                         part.channel + rows.begin, statistics);
+    tiles.normalize(x, tile.data(), 1, rows.size(), positions.size(), part.example,
+                    part.channel + rows.begin, &statistics);
     tiles.activate(tile.data(), call.spec.activation, call.args.y, area);
   });
 }

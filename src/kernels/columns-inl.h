@@ -1,5 +1,4 @@
-// reduce, down the columns of rows of lanes, against a pilot for each column (moments-inl.h); and
-// of any numbers exactly, in double.
+// reduce, down the columns of rows of lanes, against a pilot for each column (moments-inl.h).
 #if defined(GROUPNORM_SRC_KERNELS_COLUMNS_INL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef GROUPNORM_SRC_KERNELS_COLUMNS_INL_H
 #undef GROUPNORM_SRC_KERNELS_COLUMNS_INL_H
@@ -118,6 +117,32 @@ HWY_INLINE void SumColumnBand(const Kernels::Columns& args, std::int64_t row, st
   sums->Link();
 }
 
+// One a lane.
+struct ColumnMoments {
+  Vector<double> mean, m2;
+};
+
+// As ExactMoments, of the vector of columns from `column` on.
+template <class T>
+HWY_NOINLINE ColumnMoments ExactColumns(const Kernels::Columns& args, std::int64_t column) {
+  const Tag<double> dd;
+  const T* const x = static_cast<const T*>(args.x) + column;
+  const auto n = hn::Set(dd, static_cast<double>(args.rows));
+  const auto first = LoadAs(dd, x);
+  DoubleSums sums = SumInDouble(x, args.rows, args.stride, first);
+  auto shift = hn::Div(sums.s1, n);
+  auto mean = hn::Add(first, shift), m2 = hn::NegMulAdd(sums.s1, shift, sums.s2);
+  const auto reach = hn::Mul(hn::Mul(hn::Set(dd, kDoubleReach<T>), n), m2);
+  const auto near = hn::Le(hn::Mul(sums.s1, sums.s1), reach);
+  if (!hn::AllTrue(dd, hn::Or(near, hn::Not(hn::IsFinite(sums.s1))))) {
+    sums = SumInDouble(x, args.rows, args.stride, mean);
+    shift = hn::Div(sums.s1, n);
+    mean = hn::IfThenElse(near, mean, hn::Add(mean, shift));
+    m2 = hn::IfThenElse(near, m2, hn::NegMulAdd(sums.s1, shift, sums.s2));
+  }
+  return {hn::Add(mean, hn::Sub(m2, m2)), m2};  // NaN, both or none
+}
+
 template <class T>
 void ReduceColumns(const Kernels::Columns& args) {
   using C = Compute<T>;
@@ -141,49 +166,17 @@ void ReduceColumns(const Kernels::Columns& args) {
     const auto s1 = hn::Load(dd, sums.s1 + i), s2 = hn::Load(dd, sums.s2 + i);
     const auto pilot = PromoteToDouble(dd, hn::Load(dc, sums.pilot + i));
     const auto shift = hn::Div(s1, n);
+    auto mean = hn::Add(pilot, shift), m2 = TrustedM2(dd, args.trust, s1, s2, n, shift);
     const std::int64_t column = sums.Column(i, args.width);
-    hn::StoreU(hn::Add(pilot, shift), dd, args.mean + column);
-    hn::StoreU(TrustedM2(dd, s1, s2, n, shift), dd, args.m2 + column);
-  }
-}
-
-struct DeviationSums {
-  double s1, s2;  // of deviations, and of their squares
-};
-
-// Of x [rows, width] from a value, in double.
-template <class T>
-HWY_INLINE DeviationSums DoubleSums(const Kernels::Numbers& args, double from) {
-  const Tag<double> dd;
-  auto a = hn::Zero(dd), q = hn::Zero(dd);
-  const auto all_from = hn::Set(dd, from);
-  DeviationSums rest{0, 0};
-  for (std::int64_t r = 0; r < args.rows; ++r) {
-    const T* const x = static_cast<const T*>(args.x) + r * args.stride;
-    std::int64_t i = 0;
-    for (; i + kLanes<double> <= args.width; i += kLanes<double>) {
-      const auto deviation = hn::Sub(LoadAs(dd, x + i), all_from);
-      a = hn::Add(a, deviation);
-      q = hn::MulAdd(deviation, deviation, q);
+    const auto poor = hn::IsNaN(m2);
+    if (!hn::AllFalse(dd, poor)) {
+      const ColumnMoments exact = ExactColumns<T>(args, column);
+      mean = hn::IfThenElse(poor, exact.mean, mean);
+      m2 = hn::IfThenElse(poor, exact.m2, m2);
     }
-    for (; i < args.width; ++i) {
-      const double deviation = to_double(x[i]) - from;
-      rest.s1 += deviation;
-      rest.s2 += deviation * deviation;
-    }
+    hn::StoreU(mean, dd, args.mean + column);
+    hn::StoreU(m2, dd, args.m2 + column);
   }
-  return {rest.s1 + SumLanes(dd, a), rest.s2 + SumLanes(dd, q)};
-}
-
-// By two passes: right for every finite f32, f16 and bf16, and for f64 while the sum of squares is
-// finite (|x| up to about 1e150).
-template <class T>
-Moments ExactMoments(const Kernels::Numbers& args) {
-  const auto n = static_cast<double>(args.rows * args.width);
-  const double first = to_double(*static_cast<const T*>(args.x));
-  const double mean = first + DoubleSums<T>(args, first).s1 / n;
-  const DeviationSums sums = DoubleSums<T>(args, mean);
-  return {n, mean + sums.s1 / n, sums.s2 - sums.s1 * sums.s1 / n};
 }
 
 }  // namespace HWY_NAMESPACE

@@ -154,7 +154,9 @@ class Differentiator {
   }
 
   // The sums of the block's rows, and its terms of them; extreme also where they do not hold.
+  // (Those of a block that has no statistics are NaN, and hold.)
   HWY_INLINE GradientTerms Fold(std::int64_t b, const Statistics& own) const {
+    if (own.extreme) return {0, 0, true};
     const double mean_lo = split_as<C>(own.mean).lo;
     const PerRow<T> rows(args_.params, b * args_.channels, own.mean, own.rstd);
     double sum_d = 0, sum_e = 0;
@@ -169,7 +171,8 @@ class Differentiator {
     }
     GradientTerms terms =
         gradient_terms(args_.rule, own, mean_lo, own.rstd * sum_d, own.rstd * sum_e);
-    terms.extreme = terms.extreme || !std::isfinite(sum_d) || !std::isfinite(sum_e);
+    const bool holds = (std::isfinite(sum_d) && std::isfinite(sum_e)) || std::isnan(own.rstd);
+    terms.extreme = terms.extreme || !holds;
     return terms;
   }
 

@@ -134,14 +134,15 @@ struct GradientKernels {
   void (*apply_columns)(const ApplyColumns&);
 };
 
-// Between `count` numbers of a tensor and a tile of the compute type or, wide, of double. What is
-// written to the tensor is rounded once.
+// Between `count` numbers of a tensor and a tile of the compute type or, wide, of double.
 struct TileKernels {
   void (*load)(const void* tensor, void* tile, std::int64_t count);
   void (*load_wide)(const void* tensor, void* tile, std::int64_t count);
-  void (*store_wide)(const void* tile, void* tensor, std::int64_t count, Store store);
+  // A tile of double -> one of float; to == from is allowed. Of f64's table alone.
+  void (*narrow)(const void* from, void* to, std::int64_t count);
 
-  // y = activation(z), z in a tile. y == z is allowed where they are of one type.
+  // y = activation(z), z in a tile, rounded once where it is written. y == z is allowed where they
+  // are of one type.
   void (*activate)(const void* z, void* y, std::int64_t count, Activation activation, Store store);
 
   // dz = dy * activation'(z), to a tile, for x, dy, dz [blocks, channels, length], contiguous;
@@ -174,20 +175,22 @@ struct Kernels {
   const char* target;  // the name in targets()
   std::int64_t lanes;  // of a vector in the compute type
 
-  // x [runs, count], contiguous -> moments [runs], one a run. m2 is NaN where the sums overflowed,
-  // met a NaN or an infinity, or where the deviations were taken from a poor pilot.
+  // x [runs, count], contiguous -> moments [runs], one a run. mean and m2 are NaN where x has a NaN
+  // or an infinity.
   struct Runs {
     const void* x;
     std::int64_t runs, count;
+    Trust trust;
     Moments* moments;
   };
   void (*reduce_runs)(const Runs&);
 
   // x [rows, width], rows `stride` elements apart, width <= kMaxLanes -> mean [width] and m2
-  // [width] of each column; m2 as above, column by column.
+  // [width] of each column, as above.
   struct Columns {
     const void* x;
     std::int64_t rows, stride, width;
+    Trust trust;
     double* mean;
     double* m2;
   };
@@ -237,8 +240,9 @@ struct Kernels {
   //
   // statistics [blocks], none extreme; or null: they are made of reduce_runs, merged in order, and
   // finish, with their bits, and written to mean and rstd [blocks] (each may be null). Returns how
-  // many blocks it has done, from the first on. The next is untouched: its m2 is NaN or below
-  // count * least_m2, or its statistics are extreme.
+  // many blocks it has done, from the first on. The next are untouched, as their statistics are
+  // extreme: the first entries of extreme [kBatch] have them then. A table without the fast
+  // variants (kFast) makes no statistics, and returns 0 without a word.
   struct Normalize {
     const void* x;
     void* y;
@@ -253,9 +257,10 @@ struct Kernels {
     int correction;
     double eps;
     bool center;
-    double least_m2;
+    Trust trust;
     double* mean;
     double* rstd;
+    Statistics* extreme;
   };
   std::int64_t (*normalize)(const Normalize&);
 

@@ -5,8 +5,8 @@
 // No digit is lost to a large mean, as d holds none of it. f32 sums run over some 32 terms before
 // they are folded into double. The pilot is the first element plus the mean distance of a
 // few samples, spread over the input, from it, rounded: a constant input gives exactly itself and
-// 0. Where it turns out further than two deviations from the mean (or a sum overflows, or there is
-// a NaN), m2 comes back as NaN.
+// 0. Where it turns out further than two deviations from the mean, or a sum overflows, the sums are
+// taken again in double. `Trust` says which are too small for either to matter.
 #if defined(GROUPNORM_SRC_KERNELS_MOMENTS_INL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef GROUPNORM_SRC_KERNELS_MOMENTS_INL_H
 #undef GROUPNORM_SRC_KERNELS_MOMENTS_INL_H
@@ -27,14 +27,17 @@ namespace groupnorm::detail {
 namespace HWY_NAMESPACE {
 
 // m2, or NaN where the pilot was poor, which the comparison says of NaN, too, or where the sums
-// overflowed. shift = s1 / n.
+// overflowed or underflowed. shift = s1 / n.
 template <class DD, class V>
-HWY_INLINE V TrustedM2(DD dd, V s1, V s2, V n, V shift) {
+HWY_INLINE V TrustedM2(DD dd, const Trust& trust, V s1, V s2, V n, V shift) {
   const V m2 = hn::NegMulAdd(s1, shift, s2);
   const auto near = hn::Le(hn::Mul(s1, s1), hn::Mul(hn::Mul(hn::Set(dd, 4.0), n), m2));
+  const auto enough = hn::Ge(m2, hn::Mul(n, hn::Set(dd, trust.least)));
   // Squares may overflow where their deviations' sum does not.
-  const auto trusted = hn::And(near, hn::IsFinite(m2));
-  return hn::IfThenElse(trusted, m2, hn::Set(dd, std::numeric_limits<double>::quiet_NaN()));
+  const auto held = hn::And(hn::And(near, enough), hn::IsFinite(m2));
+  const auto hidden = hn::Le(s2, hn::Mul(n, hn::Set(dd, trust.negligible)));
+  return hn::IfThenElse(hn::Or(held, hidden), hn::Max(m2, hn::Zero(dd)),
+                        hn::Set(dd, std::numeric_limits<double>::quiet_NaN()));
 }
 
 template <class DD, class V>
@@ -96,6 +99,75 @@ HWY_INLINE void ClearRows(D d, std::int64_t rows, hn::TFromD<D>* data) {
 template <class D>
 HWY_INLINE double SumLanes(D d, hn::Vec<D> v) {
   return static_cast<double>(hn::GetLane(FoldLanes<Plus>(d, v)));
+}
+
+// Sums of deviations, and of their squares, one a lane.
+struct DoubleSums {
+  Vector<double> s1, s2;
+};
+
+// Of `count` vectors that begin `step` elements apart, from `from`. Four chains hide the latency of
+// an addition.
+template <class T>
+HWY_INLINE DoubleSums SumInDouble(const T* x, std::int64_t count, std::int64_t step,
+                                  Vector<double> from) {
+  const Tag<double> dd;
+  auto a0 = hn::Zero(dd), a1 = a0, a2 = a0, a3 = a0, q0 = a0, q1 = a0, q2 = a0, q3 = a0;
+  const auto add = [&](const T* vector, Vector<double>& a, Vector<double>& q) HWY_ATTR {
+    const auto deviation = hn::Sub(LoadAs(dd, vector), from);
+    a = hn::Add(a, deviation);
+    q = hn::MulAdd(deviation, deviation, q);
+  };
+  for (; count >= 4; count -= 4, x += 4 * step) {
+    add(x, a0, q0);
+    add(x + step, a1, q1);
+    add(x + 2 * step, a2, q2);
+    add(x + 3 * step, a3, q3);
+  }
+  for (; count > 0; --count, x += step) add(x, a0, q0);
+  return {hn::Add(hn::Add(a0, a1), hn::Add(a2, a3)), hn::Add(hn::Add(q0, q1), hn::Add(q2, q3))};
+}
+
+// How many deviations from the mean, squared, the value may lie that sums in double are taken
+// from: m2 cancels by that factor. It leaves 33 bits, more than the sums in f32 have of theirs; f64
+// has none to give.
+template <class T>
+inline constexpr double kDoubleReach = sizeof(Compute<T>) == 4 ? 0x1p20 : 4.0;
+
+// x [rows, width], rows `stride` elements apart, of any size, in double, from the first element,
+// and where that lies too far away once more from the mean: right for every finite f32, f16 and
+// bf16, and for f64 while the sum of squares is finite (|x| up to about 1e150).
+template <class T>
+HWY_NOINLINE Moments ExactMoments(const Kernels::Numbers& args) {
+  const Tag<double> dd;
+  const auto n = static_cast<double>(args.rows * args.width);
+  const std::int64_t whole = args.width / kLanes<double>;
+  double s1 = 0, s2 = 0;
+  const auto sum = [&](double from) HWY_ATTR {
+    s1 = s2 = 0;
+    for (std::int64_t r = 0; r < args.rows; ++r) {
+      const T* const x = static_cast<const T*>(args.x) + r * args.stride;
+      const DoubleSums sums = SumInDouble(x, whole, kLanes<double>, hn::Set(dd, from));
+      s1 += SumLanes(dd, sums.s1);
+      s2 += SumLanes(dd, sums.s2);
+      for (std::int64_t i = whole * kLanes<double>; i < args.width; ++i) {
+        const double deviation = to_double(x[i]) - from;
+        s1 += deviation;
+        s2 += deviation * deviation;
+      }
+    }
+  };
+  double from = to_double(*static_cast<const T*>(args.x));
+  sum(from);
+  double m2 = s2 - s1 * (s1 / n);
+  const bool near = s1 * s1 <= kDoubleReach<T> * n * m2;
+  if (!near && std::isfinite(s1)) {
+    from += s1 / n;
+    sum(from);
+    m2 = s2 - s1 * (s1 / n);
+  }
+  const double mean = from + s1 / n;
+  return {n, mean + (m2 - m2), m2};  // NaN, both or none
 }
 
 // `mean` on a grid of about `spread` / 16. A pilot with finer digits than the data (pixels, bf16)
@@ -218,15 +290,16 @@ class RunSums {
     if (written * places % kStep == 0 && carried_ && steps_ > 0) Step();
   }
 
-  HWY_INLINE Moments Finish() {
+  HWY_INLINE Moments Finish(const Trust& trust) {
     AddRest();
     FoldChain();
     const auto n = static_cast<double>(count_);
     const double shift = s1_ / n;
     const hn::CappedTag<double, 1> dd;
-    const auto m2 =
-        TrustedM2(dd, hn::Set(dd, s1_), hn::Set(dd, s2_), hn::Set(dd, n), hn::Set(dd, shift));
-    return {n, static_cast<double>(hn::GetLane(pilot_)) + shift, hn::GetLane(m2)};
+    const double m2 = hn::GetLane(TrustedM2(dd, trust, hn::Set(dd, s1_), hn::Set(dd, s2_),
+                                            hn::Set(dd, n), hn::Set(dd, shift)));
+    if (std::isnan(m2)) return ExactMoments<T>({end_ - count_, 1, 0, count_});
+    return {n, static_cast<double>(hn::GetLane(pilot_)) + shift, m2};
   }
 
   // The rest of the steps, and what fills none.
@@ -299,7 +372,7 @@ class RunSums {
 // the steps of their horizontal sums, and their latencies and divisions hide behind each other.
 template <class T>
 HWY_NOINLINE void ReduceShortRuns(const T* x, std::int64_t runs, std::int64_t count,
-                                  Moments* moments) {
+                                  const Trust& trust, Moments* moments) {
   using C = Compute<T>;
   const Tag<C> d;
   constexpr std::int64_t kVector = kLanes<C>;
@@ -328,10 +401,11 @@ HWY_NOINLINE void ReduceShortRuns(const T* x, std::int64_t runs, std::int64_t co
     const auto shift = hn::Div(v1, n);
     const auto near = PromoteToDouble(dd, hn::Load(dc, pilot + r));
     hn::Store(hn::Add(near, shift), dd, mean + r);
-    hn::Store(TrustedM2(dd, v1, v2, n, shift), dd, m2 + r);
+    hn::Store(TrustedM2(dd, trust, v1, v2, n, shift), dd, m2 + r);
   }
   for (std::int64_t r = 0; r < runs; ++r) {
-    moments[r] = {static_cast<double>(count), mean[r], m2[r]};
+    moments[r] = std::isnan(m2[r]) ? ExactMoments<T>({x + r * count, 1, 0, count})
+                                   : Moments{static_cast<double>(count), mean[r], m2[r]};
   }
 }
 
@@ -341,14 +415,14 @@ void ReduceRuns(const Kernels::Runs& args) {
   if (kFast<T> && args.runs > 1 && args.count < RunSums<T>::kOneChain) {
     for (std::int64_t r = 0; r < args.runs; r += kBatch) {
       ReduceShortRuns<T>(x + r * args.count, std::min(kBatch, args.runs - r), args.count,
-                         args.moments + r);
+                         args.trust, args.moments + r);
     }
     return;
   }
   const RunPilots<T> pilots(args.count);
   for (std::int64_t r = 0; r < args.runs; ++r) {
     const T* const run = x + r * args.count;
-    args.moments[r] = RunSums<T>(run, args.count, pilots.Of(run), false).Finish();
+    args.moments[r] = RunSums<T>(run, args.count, pilots.Of(run), false).Finish(args.trust);
   }
 }
 

@@ -19,9 +19,7 @@
 #include "tuning.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
-#include <limits>
 
 HWY_BEFORE_NAMESPACE();
 namespace groupnorm::detail {
@@ -129,14 +127,6 @@ struct LongRows {
   }
 };
 
-// Moments, or NaN in the place of an m2 so small that its squares may have underflowed.
-HWY_INLINE Moments Sound(const Kernels::Normalize& args, Moments moments) {
-  if (!(moments.m2 >= moments.count * args.least_m2)) {
-    moments.m2 = std::numeric_limits<double>::quiet_NaN();
-  }
-  return moments;
-}
-
 HWY_INLINE FinishRule RuleOf(const Kernels::Normalize& args, double count) {
   return {count, args.correction, args.eps, args.center};
 }
@@ -168,6 +158,17 @@ HWY_INLINE void WriteStatistics(const Kernels::Normalize& args, std::int64_t b, 
   if (args.rstd != nullptr) args.rstd[b] = rstd;
 }
 
+// Block b, which is extreme, and those behind it are for who called. `known`: blocks whose
+// statistics are.
+HWY_INLINE std::int64_t Leave(const Kernels::Normalize& args, std::int64_t b,
+                              const Statistics* statistics, std::int64_t known) {
+  for (std::int64_t i = 0; i < known && statistics[i].extreme; ++i) {
+    WriteStatistics(args, b + i, statistics[i].mean, statistics[i].rstd);
+    args.extreme[i] = statistics[i];
+  }
+  return b;
+}
+
 // Blocks whose statistics are given; or small ones, kBatch at a time.
 template <class T, class Act, template <class, class> class Rows>
 HWY_NOINLINE std::int64_t NormalizeSome(const Kernels::Normalize& args) {
@@ -183,10 +184,9 @@ HWY_NOINLINE std::int64_t NormalizeSome(const Kernels::Normalize& args) {
     const std::int64_t blocks = std::min(kBatch, args.blocks - first);
     std::int64_t sound = blocks;
     if (!given) {
-      ReduceShortRuns<T>(x, blocks, size, moments);
+      ReduceShortRuns<T>(x, blocks, size, args.trust, moments);
       FinishSome<Compute<T>>(RuleOf(args, static_cast<double>(size)), moments, blocks, batch);
-      for (sound = 0; sound < blocks; ++sound) {
-        if (batch[sound].extreme || std::isnan(Sound(args, moments[sound]).m2)) break;
+      for (sound = 0; sound < blocks && !batch[sound].extreme; ++sound) {
         WriteStatistics(args, first + sound, batch[sound].mean, batch[sound].rstd);
       }
     }
@@ -196,7 +196,7 @@ HWY_NOINLINE std::int64_t NormalizeSome(const Kernels::Normalize& args) {
       Rows<T, Act>::Apply(args, x, y, args.channels, args.length, param.index(), own[b].mean,
                           own[b].rstd, act, none);
     }
-    if (sound < blocks) return first + sound;
+    if (sound < blocks) return Leave(args, first + sound, batch + sound, blocks - sound);
   }
   return args.blocks;
 }
@@ -225,7 +225,7 @@ HWY_NOINLINE std::int64_t NormalizeRuns(const Kernels::Normalize& args) {
     Statistics own{};
     if (applies) {
       own = FinishOne<Compute<T>>(rule, ahead);
-      if (own.extreme || std::isnan(ahead.m2)) return b;
+      if (own.extreme) return Leave(args, b, &own, 1);
       WriteStatistics(args, b, own.mean, own.rstd);
     }
     RunSums<T> sums;
@@ -240,7 +240,7 @@ HWY_NOINLINE std::int64_t NormalizeRuns(const Kernels::Normalize& args) {
       y += size;
       param.Next();
     }
-    if (reduces) ahead = Sound(args, sums.Finish());
+    if (reduces) ahead = sums.Finish(args.trust);
   }
   return args.blocks;
 }
@@ -259,7 +259,7 @@ HWY_NOINLINE std::int64_t NormalizeParts(const Kernels::Normalize& args) {
     Statistics own{};
     if (applies) {
       own = FinishOne<Compute<T>>(RuleOf(args, ahead.count), ahead);
-      if (own.extreme || std::isnan(ahead.m2)) return b;
+      if (own.extreme) return Leave(args, b, &own, 1);
       WriteStatistics(args, b, own.mean, own.rstd);
     }
     ahead = Moments{};
@@ -278,7 +278,7 @@ HWY_NOINLINE std::int64_t NormalizeParts(const Kernels::Normalize& args) {
                                   part.example * args.param_stride + part.channel, own.mean,
                                   own.rstd, act, sums);
         }
-        if (reduces) of_chunk = merge(of_chunk, Sound(args, sums.Finish()));
+        if (reduces) of_chunk = merge(of_chunk, sums.Finish(args.trust));
       }
       ahead = merge(ahead, of_chunk);
     }

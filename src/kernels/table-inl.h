@@ -44,7 +44,8 @@ constexpr Kernels MakeKernels(const GradientKernels* gradients) {
           Normalize<T>,
           ApplyColumns<T>,
           Flush,
-          {LoadTile<T, C>, LoadTile<T, double>, StoreWide<T>, Activate<T>, DzRows<T>, DzColumns<T>},
+          {LoadTile<T, C>, LoadTile<T, double>, std::is_same_v<T, double> ? Narrow : nullptr,
+           Activate<T>, DzRows<T>, DzColumns<T>},
           gradients};
 }
 

@@ -54,31 +54,13 @@ HWY_INLINE hn::Vec<hn::Rebind<float, D>> ToFloat([[maybe_unused]] D d, V v) {
 #endif
 }
 
-// v as a float whose rounding to f16 or bf16 is that of v: cut to 23 binary places, the last one
-// set where that changed it (Boldo & Melquiond, "Emulation of FMA and correctly rounded sums:
-// proved algorithms using rounding to odd", 2008). The same NaN for every NaN.
-template <class D, class V>
-HWY_INLINE hn::Vec<hn::Rebind<float, D>> ToOddFloat(D d, V v) {
-  const hn::RebindToUnsigned<D> du;
-  const auto bits = hn::BitCast(du, v);
-  const auto cut = hn::And(bits, hn::Set(du, (std::uint64_t{1} << 29) - 1));
-  const auto kept = hn::Xor(bits, cut);
-  const auto odd = hn::IfThenElse(hn::Eq(cut, hn::Zero(du)), kept,
-                                  hn::Or(kept, hn::Set(du, std::uint64_t{1} << 29)));
-  const auto nan = hn::Set(d, std::numeric_limits<double>::quiet_NaN());
-  return ToFloat(d, hn::IfThenElse(hn::IsNaN(v), nan, hn::BitCast(d, odd)));
-}
-
-template <class T, class C, class D>
-HWY_INLINE void StoreRounded(D d, hn::Vec<D> v, T* to, Store store) {
-  if constexpr (std::is_same_v<T, C>) {
-    StoreVector(d, v, to, store);
-  } else if constexpr (sizeof(C) == 4) {
-    StoreAs(d, CleanNaN<T>(d, v), to, store);
-  } else if constexpr (std::is_same_v<T, float>) {
-    StoreVector(hn::Rebind<float, D>(), ToFloat(d, v), to, store);
-  } else {
-    StoreAs(hn::Rebind<float, D>(), ToOddFloat(d, v), to, store);
+// Numbers that double holds -> float, in tiles of whole vectors; to == from is allowed.
+HWY_INLINE void Narrow(const void* from, void* to, std::int64_t count) {
+  const Tag<double> d;
+  const hn::Rebind<float, Tag<double>> df;
+  for (std::int64_t i = 0; i < count; i += kLanes<double>) {
+    const auto wide = hn::LoadU(d, static_cast<const double*>(from) + i);
+    hn::StoreU(ToFloat(d, wide), df, static_cast<float*>(to) + i);
   }
 }
 
@@ -89,40 +71,36 @@ struct Identity {
   }
 };
 
-// C -> T, through Act.
-template <class T, class C, class Act>
-HWY_NOINLINE void StoreBy(const C* z, T* y, std::int64_t count, Store store) {
+// Through Act.
+template <class T, class Act>
+HWY_NOINLINE void StoreBy(const Compute<T>* z, T* y, std::int64_t count, Store store) {
+  using C = Compute<T>;
   const Tag<C> d;
   const auto bytes = static_cast<std::uintptr_t>(kLanes<C> * sizeof(T));
   if (reinterpret_cast<std::uintptr_t>(y) % bytes != 0) store = Store::cached;
   std::int64_t i = 0;
   for (; i + kLanes<C> <= count; i += kLanes<C>) {
-    StoreRounded<T, C>(d, Act::Apply(d, hn::LoadU(d, z + i)), y + i, store);
+    StoreAs(d, CleanNaN<T>(d, Act::Apply(d, hn::LoadU(d, z + i))), y + i, store);
   }
   if (i == count) return;
   Tail<T> tail;
-  StoreRounded<T, C>(d, Act::Apply(d, hn::LoadU(d, z + i)), tail.data, Store::cached);
+  StoreAs(d, CleanNaN<T>(d, Act::Apply(d, hn::LoadU(d, z + i))), tail.data, Store::cached);
   std::copy(tail.data, tail.data + (count - i), y + i);
 }
 
-template <class T, class C = Compute<T>>
+template <class T>
 void Activate(const void* tile, void* tensor, std::int64_t count, Activation activation,
               Store store) {
-  const C* const z = static_cast<const C*>(tile);
+  const auto* const z = static_cast<const Compute<T>*>(tile);
   T* const y = static_cast<T*>(tensor);
   switch (activation) {
-    case Activation::none: return StoreBy<T, C, Identity>(z, y, count, store);
-    case Activation::relu: return StoreBy<T, C, Relu>(z, y, count, store);
-    case Activation::silu: return StoreBy<T, C, Silu>(z, y, count, store);
-    case Activation::gelu: return StoreBy<T, C, Gelu>(z, y, count, store);
-    case Activation::gelu_tanh: return StoreBy<T, C, GeluTanh>(z, y, count, store);
-    case Activation::hard_swish: return StoreBy<T, C, HardSwish>(z, y, count, store);
+    case Activation::none: return StoreBy<T, Identity>(z, y, count, store);
+    case Activation::relu: return StoreBy<T, Relu>(z, y, count, store);
+    case Activation::silu: return StoreBy<T, Silu>(z, y, count, store);
+    case Activation::gelu: return StoreBy<T, Gelu>(z, y, count, store);
+    case Activation::gelu_tanh: return StoreBy<T, GeluTanh>(z, y, count, store);
+    case Activation::hard_swish: return StoreBy<T, HardSwish>(z, y, count, store);
   }
-}
-
-template <class T>
-void StoreWide(const void* z, void* y, std::int64_t count, Store store) {
-  StoreBy<T, double, Identity>(static_cast<const double*>(z), static_cast<T*>(y), count, store);
 }
 
 // dz, to a tile, by terms X.

@@ -84,6 +84,44 @@ TEST_P(Extreme, SmallestInputs) {
   }
 }
 
+// Of every size that f32 has, beside an eps that hides it and beside one that does not: what is too
+// small or too large for f32 sums, for their squares, or for the difference of two elements.
+TEST_P(Extreme, EveryMagnitude) {
+  constexpr double kSizes[] = {1e-42, 1e-38, 1e-30, 1e-25, 1e-21, 1e-15,
+                               1e15,  1e18,  1e21,  1e30,  2e37};
+  constexpr Shape kShapes[] = {{1, 32, 64}, {2, 8, 300}, {3, 48, 1}, {2, 6, 7}, {1, 4, 2000}};
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    for (const Layout layout : kBothLayouts) {
+      for (const Shape& shape : kShapes) {
+        for (const double eps : {1e-5, 1e-33, 0.0}) {
+          for (const double size : kSizes) {
+            Spec spec = spec_of(dtype, shape, 2, layout);
+            spec.eps = eps;
+            spec.activation = Activation::gelu;
+            SCOPED_TRACE(std::string(name_of(kDTypes, dtype)) + ", " + name_of(kLayouts, layout) +
+                         ", c " + std::to_string(shape.c) + ", s " + std::to_string(shape.s) +
+                         ", eps " + std::to_string(eps) + ", size " + std::to_string(size) +
+                         ", seed 7");
+            Tensor x(spec), y(spec);
+            std::mt19937_64 generator(7);
+            std::normal_distribution<double> normal;
+            // One group of each example is of ordinary size.
+            for (std::int64_t i = 0; i < x.count; ++i) {
+              const bool first = layout == Layout::channels_first;
+              const std::int64_t channel = first ? i / shape.s % shape.c : i % shape.c;
+              x.set(i, normal(generator) * (channel < shape.c / 2 ? size : 1));
+            }
+            run(make_plan(spec, target()), {.x = x.bytes.data(), .y = y.bytes.data()});
+            const auto expected = detail::reference_forward(spec, {.x = x.bytes.data()});
+            const Comparison worst = compare(spec, expected, y.bytes.data());
+            EXPECT_TRUE(within(worst, worst.bound));
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST_P(Extreme, ConstantBlockIsExactlyBeta) {
   for (const Format& format : kFormats) {
     for (const Layout layout : kBothLayouts) {
