@@ -6,6 +6,8 @@ from typing import Any, Protocol, TypeAlias
 import numpy
 import numpy.typing
 
+from ._core import bfloat16_words
+
 Array: TypeAlias = numpy.ndarray[Any, numpy.dtype[Any]]
 
 
@@ -35,18 +37,30 @@ def as_array(name: str, value: ArrayLike) -> Array:
 def _imported(name: str, value: Any) -> Array:
     if isinstance(value, numpy.ma.MaskedArray):
         raise TypeError(f"{name}: must not be a masked array: every element would count")
+    if hasattr(value, "__dlpack__") and not isinstance(value, numpy.ndarray):
+        try:
+            return numpy.from_dlpack(value)
+        except (BufferError, RuntimeError, TypeError, ValueError):
+            # NumPy has no bfloat16. Of the rest, numpy.asarray may know another way, or says better
+            # why there is none.
+            words = None if getattr(value, "requires_grad", False) else bfloat16_words(value)
+        if words is not None:
+            return _as_bfloat16(name, words)
     try:
-        if hasattr(value, "__dlpack__") and not isinstance(value, numpy.ndarray):
-            try:
-                return numpy.from_dlpack(value)
-            except (BufferError, RuntimeError, TypeError, ValueError):
-                pass  # numpy.asarray may know another way, or says better why there is none
         return numpy.asarray(value)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         kind = type(value).__name__
         raise TypeError(
             f"{name}: must be an array that NumPy can read; got {kind}: {error}"
         ) from error
+
+
+def _as_bfloat16(name: str, words: Array) -> Array:
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise TypeError(f"{name}: bfloat16 in NumPy needs the package ml_dtypes") from None
+    return words.view(ml_dtypes.bfloat16)
 
 
 def _native(name: str, array: Array) -> Array:
@@ -65,10 +79,9 @@ def dtype_of(array: Array) -> str:
     return _DTYPES[array.dtype]
 
 
-def in_c_order(array: Array) -> bool:
-    """Whether the engine can take the elements of array, in C order, where they lie."""
-    flags = array.flags
-    return flags.c_contiguous and flags.aligned
+def numpy_name(dtype: str) -> str:
+    """Returns NumPy's name of a dtype of the engine."""
+    return next(name for name, own in _NAMES.items() if own == dtype)
 
 
 def as_integer(name: str, value: Any) -> int:
@@ -91,4 +104,5 @@ def as_float(name: str, value: Any) -> float:
 
 def in_words(array: Array) -> str:
     """Returns shape and dtype of array, for a message."""
-    return f"{array.shape} {array.dtype.name}"
+    order = "" if array.dtype.isnative else " in the other byte order"
+    return f"{array.shape} {array.dtype.name}{order}"

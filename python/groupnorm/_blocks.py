@@ -16,10 +16,10 @@ from ._arrays import (
     as_float,
     as_integer,
     dtype_of,
-    in_c_order,
     in_words,
+    numpy_name,
 )
-from ._core import Plan, address
+from ._core import Plan, address, in_c_order
 
 Result: TypeAlias = Any  # y, an Array; with return_statistics a tuple of Arrays
 Gradients: TypeAlias = tuple[Array, Array | None, Array | None]
@@ -224,16 +224,7 @@ def normalize(
         if x.size == 0:  # the engine writes nothing
             mean.fill(numpy.nan)
             rstd.fill(numpy.nan)
-    plan.forward(
-        address(x),
-        address(y),
-        address(gamma),
-        address(beta),
-        address(mean),
-        address(rstd),
-        _engine.POOL,
-        _engine.asked_threads(),
-    )
+    plan.normalize(x, y, gamma, beta, mean, rstd, _engine.POOL, _engine.asked_threads())
     return (y, mean, rstd) if return_statistics else y
 
 
@@ -305,28 +296,37 @@ def _params(
     blocks: Blocks, x: Array, data: str, weight: ArrayLike | None, bias: ArrayLike | None
 ) -> tuple[Array | None, Array | None, str, int]:
     """Returns weight and bias in C order, the engine's name of their dtype, and their stride."""
-    gamma = None if weight is None else _param("weight", weight, blocks, x, data)
-    beta = None if bias is None else _param("bias", bias, blocks, x, data)
-    either = beta if gamma is None else gamma
-    if either is None:
-        return None, None, data, 0
-    if gamma is not None and beta is not None and _differ(beta, gamma):
-        raise _unlike("bias", beta, "weight", gamma)
-    stride = 0 if either.shape == blocks.params[0] else blocks.c
-    return gamma, beta, dtype_of(either), stride
+    gamma = beta = None
+    param, stride = data, 0
+    if weight is not None:
+        gamma = as_array("weight", weight)
+        param, stride = _param("weight", blocks, data, gamma.shape, dtype_of(gamma))
+        if not in_c_order(gamma):
+            gamma = gamma.copy()
+    if bias is not None:
+        beta = as_array("bias", bias)
+        found = _param("bias", blocks, data, beta.shape, dtype_of(beta))
+        if gamma is not None and found != (param, stride):
+            raise _unlike("bias", beta, "weight", gamma)
+        param, stride = found
+        if not in_c_order(beta):
+            beta = beta.copy()
+    return gamma, beta, param, stride
 
 
-def _param(name: str, value: ArrayLike, blocks: Blocks, x: Array, data: str) -> Array:
-    array = as_array(name, value)
-    if array.shape not in blocks.params:
+@functools.lru_cache(maxsize=1024)
+def _param(
+    name: str, blocks: Blocks, data: str, shape: tuple[int, ...], dtype: str
+) -> tuple[str, int]:
+    """Returns the dtype of weight or bias, and the elements from one example's to the next one's."""
+    if shape not in blocks.params:
         shapes = " or ".join(map(str, blocks.params))
-        raise ValueError(f"{name}: must have shape {shapes} for this x; got {array.shape}")
-    param = dtype_of(array)
+        raise ValueError(f"{name}: must have shape {shapes} for this x; got {shape}")
     narrow = data in ("f16", "bf16")
-    if param != data and not (narrow and param == "f32"):
-        rule = f"{x.dtype.name}, as x is" + (", or float32" if narrow else "")
-        raise TypeError(f"{name}: must be {rule}; got {array.dtype.name}")
-    return array if in_c_order(array) else array.copy()
+    if dtype != data and not (narrow and dtype == "f32"):
+        rule = f"{numpy_name(data)}, as x is" + (", or float32" if narrow else "")
+        raise TypeError(f"{name}: must be {rule}; got {numpy_name(dtype)}")
+    return dtype, 0 if shape == blocks.params[0] else blocks.c
 
 
 def _statistics(name: str, value: ArrayLike, blocks: Blocks) -> Array:
@@ -353,11 +353,18 @@ def _check_out(blocks: Blocks, x: Array, gamma: Array | None, beta: Array | None
             f"out: must be aligned and contiguous, in C order or the other layout; "
             f"got strides {out.strides}"
         )
-    in_place = out is x or (address(out) == address(x) and blocks.layout_of(x) == layout)
-    for name, array in (("x", None if in_place else x), ("weight", gamma), ("bias", beta)):
-        if array is not None and numpy.may_share_memory(out, array):
-            raise ValueError(f"out: may be x itself, but must not overlap {name}")
+    if out is not x and not (address(out) == address(x) and blocks.layout_of(x) == layout):
+        _check_apart(out, "x", x)
+    if gamma is not None:
+        _check_apart(out, "weight", gamma)
+    if beta is not None:
+        _check_apart(out, "bias", beta)
     return layout
+
+
+def _check_apart(out: Array, name: str, array: Array) -> None:
+    if numpy.may_share_memory(out, array):
+        raise ValueError(f"out: may be x itself, but must not overlap {name}")
 
 
 def _differ(array: Array, model: Array) -> bool:

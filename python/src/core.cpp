@@ -4,6 +4,7 @@
 #include <groupnorm/layers.hpp>
 
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -59,24 +60,58 @@ void require(Status status, const Spec& spec) {
   if (status != Status::ok) refuse(status, spec);
 }
 
-// Where the elements of a NumPy array begin, by version 2 of its array interface: ten times as
-// quick as ctypes.data, and of any dtype.
-// https://numpy.org/doc/stable/reference/arrays.interface.html
+// A NumPy array as its C ABI lays it out, which has not changed since 1.7 (PyArrayObject_fields):
+// a call on a small array has no time for attributes.
+// https://numpy.org/doc/stable/reference/c-api/types-and-structures.html
+struct ArrayFields {
+  PyObject head;
+  void* data;
+  int rank;
+  Py_intptr_t* shape;
+  Py_intptr_t* strides;
+  PyObject* base;
+  PyObject* dtype;
+  int flags;
+};
+
+const ArrayFields& fields(nb::handle array) {
+  static const nb::handle type =
+      nb::object(nb::module_::import_("numpy").attr("ndarray")).release();
+  const bool is_array =
+      PyObject_TypeCheck(array.ptr(), reinterpret_cast<PyTypeObject*>(type.ptr())) != 0;
+  if (!is_array) throw nb::type_error("must be a numpy.ndarray");
+  return *reinterpret_cast<const ArrayFields*>(array.ptr());
+}
+
+// An array of bfloat16 that speaks DLPack, as 16-bit words on its memory; None for any other.
+nb::object bfloat16_words(nb::handle value) {
+  nb::ndarray<nb::device::cpu> array;
+  if (!nb::try_cast(value, array)) return nb::none();
+  const nb::dlpack::dtype dtype = array.dtype();
+  const bool is_bfloat16 =
+      dtype.code == static_cast<std::uint8_t>(nb::dlpack::dtype_code::Bfloat) && dtype.bits == 16;
+  if (!is_bfloat16 || dtype.lanes != 1) return nb::none();
+  std::vector<std::size_t> shape(array.ndim());
+  std::vector<std::int64_t> strides(array.ndim());
+  for (std::size_t i = 0; i < array.ndim(); ++i) {
+    shape[i] = array.shape(i);
+    strides[i] = array.stride(i);
+  }
+  return nb::cast(nb::ndarray<nb::numpy, std::uint16_t>(array.data(), shape.size(), shape.data(),
+                                                        value, strides.data()),
+                  nb::rv_policy::reference);
+}
+
+// Where the elements of an array begin; 0, which stands for null, for None.
 std::uintptr_t address(nb::handle array) {
-  struct ArrayInterface {
-    int two, nd;
-    char kind;
-    int itemsize, flags;
-    Py_intptr_t *shape, *strides;
-    void* data;
-    PyObject* descr;
-  };
-  if (array.is_none()) return 0;
-  const nb::object capsule = array.attr("__array_struct__");
-  const auto* const interface =
-      static_cast<const ArrayInterface*>(PyCapsule_GetPointer(capsule.ptr(), nullptr));
-  if (interface == nullptr) throw nb::python_error();
-  return reinterpret_cast<std::uintptr_t>(interface->data);
+  return array.is_none() ? 0 : reinterpret_cast<std::uintptr_t>(fields(array).data);
+}
+
+// Whether the engine can take the elements of an array, in C order, where they lie.
+bool in_c_order(nb::handle array) {
+  constexpr int kCContiguous = 0x1, kAligned = 0x100;
+  constexpr int kBoth = kCContiguous | kAligned;
+  return (fields(array).flags & kBoth) == kBoth;
 }
 
 // Where calls run: the built-in pool, or OpenMP's threads.
@@ -208,6 +243,13 @@ void backward(const Plan& plan, std::uintptr_t x, std::uintptr_t dy, std::uintpt
           plan.spec());
 }
 
+// forward, of arrays.
+void normalize(const Plan& plan, nb::handle x, nb::handle y, nb::handle gamma, nb::handle beta,
+               nb::handle mean, nb::handle rstd, const Threads& threads, int count) {
+  forward(plan, address(x), address(y), address(gamma), address(beta), address(mean), address(rstd),
+          threads, count);
+}
+
 }  // namespace
 }  // namespace groupnorm::python
 
@@ -260,6 +302,9 @@ NB_MODULE(_core, module) {
            "threads"_a, "count"_a,
            "Addresses; 0 stands for null. mean and rstd are float64, one a block: written, or read "
            "where the statistics are given. y may be x.")
+      .def("normalize", &gp::normalize, "x"_a, "y"_a, "gamma"_a.none(), "beta"_a.none(),
+           "mean"_a.none(), "rstd"_a.none(), "threads"_a, "count"_a,
+           "forward of NumPy arrays, which lie as the engine takes them; None stands for null.")
       .def("backward", &gp::backward, "x"_a, "dy"_a, "gamma"_a, "beta"_a, "mean"_a, "rstd"_a,
            "dx"_a, "dgamma"_a, "dbeta"_a, "threads"_a, "count"_a,
            "Addresses; 0 stands for null. dgamma and dbeta are overwritten. dx may be dy.");
@@ -271,6 +316,11 @@ NB_MODULE(_core, module) {
 
   module.def("address", &gp::address, "array"_a.none(),
              "Where the elements of a NumPy array begin; 0, which stands for null, without one.");
+  module.def("bfloat16_words", &gp::bfloat16_words, "array"_a,
+             "An array of bfloat16 that speaks DLPack, as 16-bit words on its memory; else None.");
+  module.def("in_c_order", &gp::in_c_order, "array"_a,
+             "Whether the engine can take the elements of a NumPy array, in C order, where they "
+             "lie.");
   module.def(
       "suggest_groups",
       [](std::int64_t channels) {

@@ -522,10 +522,36 @@ def test_arrays_by_dlpack():
 
     with pytest.raises(TypeError, match=r"x: must be an array that NumPy can read; got Tensor"):
         groupnorm.group_norm(x.requires_grad_(), 3)
-    with pytest.raises(TypeError, match=r"x: .*BFloat16"):
-        groupnorm.group_norm(x.detach().bfloat16(), 3)
     with pytest.raises(TypeError, match=r"x: must be float16, .*; got int64"):
         groupnorm.group_norm(x.detach().long(), 3)
+
+
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last", "slice"])
+def test_bfloat16_by_dlpack(memory):
+    torch = pytest.importorskip("torch")
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    x = torch.randn(2, 6, 5, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    if memory == "channels_last":
+        x = x.to(memory_format=torch.channels_last)
+    elif memory == "slice":
+        x = x[:, :, 1:, ::2]
+    same = x.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    y = groupnorm.group_norm(x, 3, torch.ones(6).bfloat16())
+    assert y.dtype == ml_dtypes.bfloat16
+    assert y.tobytes() == groupnorm.group_norm(same, 3).tobytes()
+    with pytest.raises(TypeError, match=r"x: must be an array that NumPy can read; got Tensor"):
+        groupnorm.group_norm(x.requires_grad_(), 3)
+
+
+def test_bfloat16_without_ml_dtypes():
+    torch = pytest.importorskip("torch")
+    x = torch.zeros(2, 6, 4, dtype=torch.bfloat16)
+    code = (
+        "import sys, torch, groupnorm; sys.modules['ml_dtypes'] = None\n"
+        f"groupnorm.group_norm(torch.zeros({tuple(x.shape)}, dtype=torch.bfloat16), 3)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert "TypeError: x: bfloat16 in NumPy needs the package ml_dtypes" in ran.stderr
 
 
 def test_arrays_by_other_protocols(tmp_path):
@@ -826,6 +852,14 @@ REFUSED_OUT = {
         lambda: numpy.zeros((2, 6, 4)),
         ValueError,
         "out: must have the shape and dtype of x, (2, 6, 4) float32; got (2, 6, 4) float64",
+    ),
+    "byte order": (
+        lambda: numpy.zeros((2, 6, 4), numpy.dtype("float32").newbyteorder("S")),
+        ValueError,
+        (
+            "out: must have the shape and dtype of x, (2, 6, 4) float32; "
+            "got (2, 6, 4) float32 in the other byte order"
+        ),
     ),
     "read-only": (lambda: READ_ONLY, ValueError, "out: must be writeable"),
     "strides": (
