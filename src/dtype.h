@@ -10,6 +10,14 @@
 #include <cstdint>
 #include <limits>
 
+// cmake/settings.cmake switches this off in the compilers that it knows.
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || \
+    defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__) || defined(_M_FP_FAST)
+#error "groupnorm needs IEEE 754 arithmetic: compile its sources without -ffast-math or the like"
+#endif
+static_assert(sizeof 0.1 == sizeof(double),
+              "groupnorm needs constants in double: -fsingle-precision-constant");
+
 namespace groupnorm::detail {
 
 struct F16 {
