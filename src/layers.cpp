@@ -147,11 +147,17 @@ Moments moments(const Tensor& x) {
 
 }  // namespace
 
+inline namespace GROUPNORM_STD {
+
 std::string describe(Status status, const Spec& spec) {
   const std::string got = broken_values(status, spec);
   const std::string rule = status_string(status);
   return got.empty() ? rule : rule + "; got " + got;
 }
+
+}  // namespace GROUPNORM_STD
+
+Error::~Error() = default;
 
 // ---- Tensor
 
@@ -480,10 +486,14 @@ GroupNormalization::GroupNormalization(std::int64_t num_groups, std::int64_t num
                                        double eps)
     : Normalization(group_name(num_groups), in_groups(num_groups), num_channels, eps) {}
 
+void GroupNormalization::anchor() {}
+
 LayerNormalization::LayerNormalization() : Normalization("LayerNormalization", layer_norm) {}
 
 LayerNormalization::LayerNormalization(std::int64_t num_channels, double eps)
     : Normalization("LayerNormalization", layer_norm, num_channels, eps) {}
+
+void LayerNormalization::anchor() {}
 
 InstanceNormalization::InstanceNormalization()
     : Normalization("InstanceNormalization", instance_norm) {}
@@ -491,11 +501,15 @@ InstanceNormalization::InstanceNormalization()
 InstanceNormalization::InstanceNormalization(std::int64_t num_channels, double eps)
     : Normalization("InstanceNormalization", instance_norm, num_channels, eps) {}
 
+void InstanceNormalization::anchor() {}
+
 RmsNormalization::RmsNormalization()
     : Normalization("RmsNormalization", layer_norm, /*center=*/false) {}
 
 RmsNormalization::RmsNormalization(std::int64_t num_channels, double eps)
     : Normalization("RmsNormalization", layer_norm, num_channels, eps, /*center=*/false) {}
+
+void RmsNormalization::anchor() {}
 
 BatchNormalization::BatchNormalization(std::int64_t num_channels, double eps, double momentum)
     : Normalization("BatchNormalization", batch_norm, num_channels, eps),
@@ -536,6 +550,8 @@ void BatchNormalization::update(double m) {
   }
 }
 
+inline namespace GROUPNORM_STD {
+
 GroupSuggestion suggest_groups(std::int64_t channels) {
   if (channels < 1) {
     throw Error("channels: must be at least 1; got " + values("channels", channels));
@@ -543,4 +559,5 @@ GroupSuggestion suggest_groups(std::int64_t channels) {
   return detail::nearest_groups(channels);
 }
 
+}  // namespace GROUPNORM_STD
 }  // namespace groupnorm

@@ -1,4 +1,5 @@
-/* GROUPNORM_API marks what a shared library exports; everything else stays hidden. */
+/* GROUPNORM_API marks what a shared library exports; everything else stays hidden. Of a static
+ * library all does: a plugin that links one neither exports it nor takes that of another plugin. */
 #ifndef GROUPNORM_API_H
 #define GROUPNORM_API_H
 
@@ -8,7 +9,7 @@
 #else
 #define GROUPNORM_API __declspec(dllimport)
 #endif
-#elif defined(__GNUC__)
+#elif defined(__GNUC__) && defined(GROUPNORM_SHARED)
 #define GROUPNORM_API __attribute__((visibility("default")))
 #else
 #define GROUPNORM_API

@@ -12,6 +12,11 @@
 #ifndef GROUPNORM_GROUPNORM_HPP
 #define GROUPNORM_GROUPNORM_HPP
 
+#if __cplusplus < 202002L && (!defined(_MSVC_LANG) || _MSVC_LANG < 202002L)
+#error "groupnorm needs C++20 or later: compile with -std=c++20 (MSVC: /std:c++20)"
+#include "stop here"  // compilers go on after an #error, but not without a file
+#endif
+
 #include <groupnorm/api.h>
 #include <groupnorm/version.h>
 

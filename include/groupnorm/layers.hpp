@@ -22,13 +22,32 @@
 #include <string>
 #include <vector>
 
+// Layers hold strings and containers, whose layout the compiler's flags choose. The layout is a
+// part of the names here, so that a program does not link with a library that was compiled for
+// another. (Microsoft's linker compares layouts by itself.)
+#if defined(_LIBCPP_ABI_NAMESPACE)
+#define GROUPNORM_STD _LIBCPP_ABI_NAMESPACE
+#elif defined(_GLIBCXX_DEBUG) && _GLIBCXX_USE_CXX11_ABI
+#define GROUPNORM_STD cxx11_debug
+#elif defined(_GLIBCXX_DEBUG)
+#define GROUPNORM_STD cxx98_debug
+#elif defined(__GLIBCXX__) && !_GLIBCXX_USE_CXX11_ABI
+#define GROUPNORM_STD cxx98
+#else
+#define GROUPNORM_STD cxx11
+#endif
+
 namespace groupnorm {
+inline namespace GROUPNORM_STD {
 
 // What every refusal of this header throws: its words name the argument, its value and the rule.
 // Nothing has been written by then. (Memory that cannot be had is std::bad_alloc.)
 class GROUPNORM_API Error : public std::invalid_argument {
  public:
   using std::invalid_argument::invalid_argument;
+  Error(const Error&) = default;
+  Error& operator=(const Error&) = default;
+  ~Error() override;  // in the library, and so is the type that a catch looks for
 };
 
 // status_string() and the values in `spec` that broke the rule: "eps: must be ...; got eps=-1".
@@ -115,6 +134,9 @@ struct Options {
 // One call at a time on a layer, but for its const functions, infer among them: several threads may
 // call them at once, as long as nothing changes the layer meanwhile. Of calls of infer at the same
 // time one finds the memory of the last; the others allocate.
+//
+// Each layer has a virtual function that is defined in the library (`anchor`, where it needs none):
+// that is where compilers put its type, so that it has one also where a caller has -fno-rtti.
 class GROUPNORM_API Normalization {
  public:
   virtual ~Normalization() = default;
@@ -245,6 +267,9 @@ class GROUPNORM_API GroupNormalization : public Normalization {
  public:
   explicit GroupNormalization(std::int64_t num_groups);
   GroupNormalization(std::int64_t num_groups, std::int64_t num_channels, double eps = 1e-5);
+
+ private:
+  virtual void anchor();
 };
 
 // All channels and positions of an example (Ba et al., arXiv:1607.06450).
@@ -252,6 +277,9 @@ class GROUPNORM_API LayerNormalization : public Normalization {
  public:
   LayerNormalization();
   explicit LayerNormalization(std::int64_t num_channels, double eps = 1e-5);
+
+ private:
+  virtual void anchor();
 };
 
 // Each channel of each example (Ulyanov et al., arXiv:1607.08022).
@@ -259,6 +287,9 @@ class GROUPNORM_API InstanceNormalization : public Normalization {
  public:
   InstanceNormalization();
   explicit InstanceNormalization(std::int64_t num_channels, double eps = 1e-5);
+
+ private:
+  virtual void anchor();
 };
 
 // As layer normalization, but not centred: x / sqrt(mean(x^2) + eps) (arXiv:1910.07467).
@@ -266,6 +297,9 @@ class GROUPNORM_API RmsNormalization : public Normalization {
  public:
   RmsNormalization();
   explicit RmsNormalization(std::int64_t num_channels, double eps = 1e-5);
+
+ private:
+  virtual void anchor();
 };
 
 // Each channel over all examples (Ioffe & Szegedy, arXiv:1502.03167).
@@ -314,6 +348,7 @@ struct GroupSuggestion {
 // nearest to 16 channels a group, the larger of two equally near. Throws Error for channels < 1.
 GROUPNORM_API GroupSuggestion suggest_groups(std::int64_t channels);
 
+}  // namespace GROUPNORM_STD
 }  // namespace groupnorm
 
 #endif

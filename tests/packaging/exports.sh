@@ -11,6 +11,12 @@ if [ "$kind" = shared ] && grep -E '^[0-9a-f]+ u |groupnorm::detail::' <<<"$symb
   echo "shared: the symbols above are internal, or unique (u), with which it would never be unloaded"
   exit 1
 fi
+# Of a static library ours are hidden: $5 is the binding, $6 the visibility, $7 the section, $8 the name.
+seen='$5 != "LOCAL" && $6 == "DEFAULT" && $7 != "UND" && $8 ~ /^gn_|^_Z[A-Z]*9groupnorm/'
+if [ "$kind" = static ] && readelf -sW "$prefix/lib/libgroupnorm.a" | awk "$seen" | grep .; then
+  echo "static: a plugin that links the library would export the symbols above"
+  exit 1
+fi
 names=$(cut -d' ' -f3- <<<"$symbols")
 
 for expected in gn_ groupnorm::; do
