@@ -32,6 +32,8 @@ void print_text(const Caches& found) {
   std::printf("targets  %s\n", join(targets()).c_str());
   if (const char* target = active_target()) {
     std::printf("target   %s\n", target);
+  } else if (targets().empty()) {
+    std::printf("target   none: %s\n", kNoTarget);
   } else {
     const char* const asked = std::getenv("GROUPNORM_TARGET");
     std::printf("target   none: GROUPNORM_TARGET=%s is not available here\n", asked ? asked : "");

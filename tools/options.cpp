@@ -98,6 +98,7 @@ Plan EngineOptions::plan(const Spec& spec) const {
 Plan make_plan(const Spec& spec, const char* target) {
   Plan plan;
   const Status status = Plan::make(spec, &plan, target);
+  if (targets().empty()) throw BadInput(kNoTarget);
   if (status == Status::unknown_target || status == Status::unavailable_target) {
     const char* const environment = std::getenv("GROUPNORM_TARGET");
     const std::string asked =

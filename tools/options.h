@@ -91,6 +91,9 @@ class EngineOptions {
 // or the best.
 Plan make_plan(const Spec& spec, const char* target);
 
+// Where targets() is empty.
+inline constexpr const char* kNoTarget = "this machine has no instruction set of this build";
+
 // Plan::forward and Plan::backward with a workspace made for it.
 void forward(const Plan& plan, const Forward& args, const Executor& executor);
 void backward(const Plan& plan, const Backward& args, const Executor& executor);

@@ -129,8 +129,8 @@ int run(const Options& options) {
   Spec spec = options.norm.spec(shape, x.dtype, params.dtype);
   spec.param_stride = params.stride;
   // The reference has no instruction set; a plan is only made for its checks.
-  const Plan plan =
-      options.reference ? make_plan(spec, targets().back()) : options.engine.plan(spec);
+  const Plan plan = options.reference && !targets().empty() ? make_plan(spec, targets().back())
+                                                            : options.engine.plan(spec);
   if (options.reference) require_memory(memory_needed(spec), "'" + options.x + "'");
   const Executor executor = options.engine.executor();
   Statistics statistics = make_statistics(plan);

@@ -28,12 +28,21 @@ HWY_INLINE V KeepNaN(D, V z, V v) {
   return hn::IfThenElse(hn::IsNaN(z), z, v);
 }
 
-// Where Max(low, z) is z if z is NaN.
-#if HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_EMU128
-inline constexpr bool kMaxKeepsNaN = false;
+// max(low, z), and NaN where z is. Highway's Max promises nothing there: on x86 it is z as well, on
+// Arm low.
+template <class V>
+HWY_INLINE V AtLeast(V low, V z) {
+#if HWY_TARGET == GROUPNORM_NEON
+  if constexpr (sizeof(hn::TFromV<V>) == 8)
+    return V(vmaxq_f64(low.raw, z.raw));
+  else
+    return V(vmaxq_f32(low.raw, z.raw));
+#elif HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_EMU128
+  return hn::IfThenElse(hn::Lt(z, low), low, z);
 #else
-inline constexpr bool kMaxKeepsNaN = HWY_ARCH_X86 || HWY_ARCH_ARM_A64;
+  return hn::Max(low, z);
 #endif
+}
 
 // Relu, and no activation at all: a bound from below, 0 or -infinity. Keeps NaN.
 template <class C>
@@ -44,10 +53,7 @@ class Clamp {
                      activation == Activation::relu ? C{0} : -std::numeric_limits<C>::infinity())) {
   }
 
-  HWY_INLINE Vector<C> operator()(Vector<C> z) const {
-    if constexpr (kMaxKeepsNaN) return hn::Max(low_, z);
-    return hn::IfThenElse(hn::Lt(z, low_), low_, z);
-  }
+  HWY_INLINE Vector<C> operator()(Vector<C> z) const { return AtLeast(low_, z); }
 
  private:
   Vector<C> low_;

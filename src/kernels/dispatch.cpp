@@ -19,12 +19,11 @@ bool has_f16c() {
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
 }
 
-// What Highway lets the compiler use in each target (hwy/ops/set_macros-inl.h). The builtins also
-// ask whether the operating system saves the registers.
+// What Highway lets the compiler use in each target (hwy/ops/set_macros-inl.h), with what targets.h
+// defines. The builtins also ask whether the operating system saves the registers.
 bool machine_has(std::int64_t highway) {
   const bool sse4 = __builtin_cpu_supports("ssse3") && __builtin_cpu_supports("sse4.1") &&
-                    __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("pclmul") &&
-                    __builtin_cpu_supports("aes");
+                    __builtin_cpu_supports("sse4.2");
   const bool avx2 = sse4 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
                     __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") && has_f16c();
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
@@ -60,20 +59,10 @@ struct Available {
     }
     const char* const asked = std::getenv("GROUPNORM_TARGET");
     const bool named = asked != nullptr && *asked != '\0';
-    active_status = find(named ? asked : names[0], &active);
+    active_status = choose_target(targets(), named ? asked : nullptr, &active);
   }
 
-  Status find(const char* name, const Target** target) const noexcept {
-    for (std::size_t i = 0; i < count; ++i) {
-      if (std::strcmp(names[i], name) != 0) continue;
-      *target = list[i];
-      return Status::ok;
-    }
-    for (const char* known : {"avx512", "avx2", "sse4", "neon", "scalar"}) {
-      if (std::strcmp(known, name) == 0) return Status::unavailable_target;
-    }
-    return Status::unknown_target;
-  }
+  std::span<const Target* const> targets() const noexcept { return {list.data(), count}; }
 };
 
 const Available& available() noexcept {
@@ -83,10 +72,24 @@ const Available& available() noexcept {
 
 }  // namespace
 
+Status choose_target(std::span<const Target* const> targets, const char* name,
+                     const Target** target) noexcept {
+  for (const Target* const candidate : targets) {
+    if (name != nullptr && std::strcmp(candidate->name, name) != 0) continue;
+    *target = candidate;
+    return Status::ok;
+  }
+  if (name == nullptr) return Status::unavailable_target;
+  for (const char* const known : {"avx512", "avx2", "sse4", "neon", "scalar"}) {
+    if (std::strcmp(known, name) == 0) return Status::unavailable_target;
+  }
+  return Status::unknown_target;
+}
+
 Status find_target(const char* name, DType dtype, const Target** target) noexcept {
   const Target* found = available().active;
-  const Status status =
-      name == nullptr ? available().active_status : available().find(name, &found);
+  const Status status = name == nullptr ? available().active_status
+                                        : choose_target(available().targets(), name, &found);
   if (status != Status::ok) return status;
   if (found->kernels[static_cast<std::size_t>(dtype)] == nullptr) return Status::not_built;
   *target = found;

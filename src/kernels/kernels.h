@@ -295,6 +295,11 @@ struct Target {
 // All that are compiled in, best first (targets.cpp).
 std::span<const Target> compiled_targets() noexcept;
 
+// The first of `targets` with that name, or if it is null the first of all. Says why not where
+// there is none: no machine of the name, or no target at all (dispatch.cpp).
+Status choose_target(std::span<const Target* const> targets, const char* name,
+                     const Target** target) noexcept;
+
 // `name`, or if it is null GROUPNORM_TARGET or the best of this machine; says why not where there
 // is none, or where it was built without `dtype` (dispatch.cpp).
 Status find_target(const char* name, DType dtype, const Target** target) noexcept;

@@ -18,9 +18,9 @@ inline constexpr const char* kName = "avx512";
 inline constexpr const char* kName = "avx2";
 #elif HWY_TARGET == HWY_SSE4
 inline constexpr const char* kName = "sse4";
-#elif HWY_TARGET == HWY_NEON
+#elif HWY_TARGET == GROUPNORM_NEON
 inline constexpr const char* kName = "neon";
-#else
+#elif HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_EMU128
 inline constexpr const char* kName = "scalar";
 #endif
 

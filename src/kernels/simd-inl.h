@@ -36,7 +36,7 @@ using VecU16 = hn::Vec<hn::Rebind<std::uint16_t, D>>;
 
 // Where the hardware converts f16 as IEEE 754 says; elsewhere Highway's emulation turns infinities
 // and NaN into numbers, so the conversion stands here.
-#if (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2) || HWY_ARCH_ARM_A64
+#if HWY_TARGET == HWY_AVX3 || HWY_TARGET == HWY_AVX2 || HWY_TARGET == GROUPNORM_NEON
 inline constexpr bool kNativeF16 = true;
 #else
 inline constexpr bool kNativeF16 = false;

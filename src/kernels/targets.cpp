@@ -10,6 +10,10 @@
 
 #include <hwy/highway.h>
 
+#include <bit>
+#include <cstdint>
+#include <iterator>
+
 HWY_BEFORE_NAMESPACE();
 namespace groupnorm::detail {
 namespace HWY_NAMESPACE {
@@ -35,7 +39,9 @@ constexpr Target kTargets[] = {
 #if HWY_TARGETS & HWY_SSE4
     N_SSE4::kTarget,
 #endif
-#if HWY_TARGETS & HWY_NEON
+#if HWY_TARGETS & HWY_NEON_WITHOUT_AES
+    N_NEON_WITHOUT_AES::kTarget,
+#elif HWY_TARGETS & HWY_NEON
     N_NEON::kTarget,
 #endif
 #if HWY_TARGETS & HWY_SCALAR
@@ -44,6 +50,8 @@ constexpr Target kTargets[] = {
     N_EMU128::kTarget,
 #endif
 };
+static_assert(std::ssize(kTargets) == std::popcount(std::uint64_t{HWY_TARGETS}),
+              "an instruction set is compiled, but not listed");
 
 }  // namespace
 

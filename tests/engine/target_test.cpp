@@ -41,6 +41,14 @@ TEST(Target, BestFirst) {
   }
 }
 
+TEST(Target, NoneAtAllIsAStatus) {
+  const detail::Target* found = nullptr;
+  EXPECT_EQ(detail::choose_target({}, nullptr, &found), Status::unavailable_target);
+  EXPECT_EQ(detail::choose_target({}, "scalar", &found), Status::unavailable_target);
+  EXPECT_EQ(detail::choose_target({}, "mmx", &found), Status::unknown_target);
+  EXPECT_EQ(found, nullptr);
+}
+
 TEST(Target, TheEnvironmentsIsTheDefault) {
   const char* const asked = std::getenv("GROUPNORM_TARGET");
   const char* const expected = asked != nullptr && *asked != '\0' ? asked : targets()[0];
