@@ -2,8 +2,11 @@
 // words.
 #include <groupnorm/groupnorm.hpp>
 
+#include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <limits>
+#include <string>
 #include <vector>
 
 #include "cases.h"
@@ -31,6 +34,26 @@ void expect_within_bound(const Case& c) {
   expect(plan.backward({}, {}) == Status::not_built, "backward is refused", c.name);
 }
 
+// A NaN makes its block NaN, whatever the activation, and no other block.
+void expect_nan_kept(Activation activation) {
+  Spec spec{.shape = {2, 4, 37}, .block = Block{1, 2}, .activation = activation};
+  std::vector<float> x(2 * 4 * 37), y(x.size());
+  for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i % 11);
+  x[90] = std::numeric_limits<float>::quiet_NaN();  // of block 1
+  Plan plan;
+  expect(Plan::make(spec, &plan) == Status::ok, "Plan::make", "NaN");
+  std::vector<std::byte> workspace(plan.workspace_bytes());
+  const Forward args{.x = x.data(), .y = y.data()};
+  expect(plan.forward(args, workspace) == Status::ok, "forward", "NaN");
+  for (std::size_t i = 0; i < y.size(); ++i) {
+    if (std::isnan(y[i]) == (i / (2 * 37) == 1)) continue;
+    const auto number = std::to_string(static_cast<int>(activation));
+    return expect(
+        false, "NaN is kept",
+        "activation " + number + ", element " + std::to_string(i) + ": " + std::to_string(y[i]));
+  }
+}
+
 int run() {
   constexpr std::int64_t kMostElements = std::int64_t{1} << 18;  // an emulator takes its time
   int checked = 0, refused = 0;
@@ -45,6 +68,11 @@ int run() {
     Plan plan;
     expect(Plan::make(c.spec, &plan) == Status::not_built, "the dtype is refused", c.name);
     ++refused;
+  }
+  for (const Activation activation :
+       {Activation::none, Activation::relu, Activation::silu, Activation::gelu,
+        Activation::gelu_tanh, Activation::hard_swish}) {
+    expect_nan_kept(activation);
   }
   expect(targets().size() == 1 && std::strcmp(targets()[0], active_target()) == 0, "targets", "");
   std::printf("%d f32 cases checked on %s, %d of other dtypes refused, %d failures\n", checked,

@@ -14,7 +14,7 @@ MOST_IN_ALL = 2_500_000
 MOST_OF_A_TARGET = 800_000
 
 # The namespaces of the kernels, as in src/kernels/targets.cpp.
-TARGETS = ("N_AVX3", "N_AVX2", "N_SSE4", "N_NEON", "N_SCALAR", "N_EMU128")
+TARGETS = ("N_AVX3", "N_AVX2", "N_SSE4", "N_NEON", "N_NEON_WITHOUT_AES", "N_SCALAR", "N_EMU128")
 
 
 def target_of(name: str) -> str:
