@@ -242,7 +242,8 @@ class GROUPNORM_API Plan {
 GROUPNORM_API std::span<const char* const> targets() noexcept;
 
 // What a Plan made now would run: GROUPNORM_TARGET, read once, or targets()[0].
-// Null where GROUPNORM_TARGET names no available target.
+// Null where GROUPNORM_TARGET names no available target, or targets() is empty: this machine has
+// none.
 GROUPNORM_API const char* active_target() noexcept;
 
 }  // namespace groupnorm
