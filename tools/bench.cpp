@@ -14,6 +14,7 @@
 #include "dtype.h"
 #include "json.h"
 #include "machine.h"
+#include "number.h"
 #include "options.h"
 #include "subject.h"
 
@@ -162,9 +163,8 @@ Command add_bench(CLI::App& app) {
   bench->add_flag("--backward", options->backward,
                   "dx, dgamma and dbeta from x and dy, against copies of 1.5 tensors");
   bench->add_flag("--in-place", options->in_place, "y == x, or dx == dy");
-  bench->add_option("--seconds", options->seconds, "Time to spend, after check and warm-up")
-      ->check(CLI::Range(0.0, 3600.0))
-      ->capture_default_str();
+  add_number<double>(*bench, "--seconds", &options->seconds, {0, 3600},
+                     "Time to spend, after check and warm-up");
   bench->add_flag("--json", options->json,
                   "One object on one line: norm shape groups dtype param_dtype layout activation "
                   "direction threads target hot in_place p50_us p99_us gb_per_s copy copy_p50_us "

@@ -14,7 +14,9 @@
 #include "command.h"
 #include "dtype.h"
 #include "machine.h"
+#include "number.h"
 #include "options.h"
+#include "output.h"
 #include "reference.h"
 #include "verify.h"
 
@@ -98,7 +100,7 @@ DType dtype_of(const testing::Comparison& result, const Spec& spec) {
 void print(const testing::Case& c, const testing::Comparison& result) {
   std::printf("%s %7.3f of %-7.4g %s\n", result.within_bound() ? "ok    " : "FAILED", result.error,
               result.bound, c.name.c_str());
-  std::fflush(stdout);  // so that after a crash it is plain which case is next
+  flush_output();  // so that after a crash it is plain which case is next
   if (result.within_bound()) return;
   std::printf("       %s[%lld] is %.17g, exactly %.17g\n", result.tensor,
               static_cast<long long>(result.index), result.actual, result.expected);
@@ -144,12 +146,12 @@ Command add_check(CLI::App& app) {
       "cases", options->patterns, "Parts of case names, * stands for anything; without: all cases");
   check->add_flag("--list", options->list, "Print the names of the cases and stop");
   check->add_flag("--backward", options->backward, "dx, dgamma and dbeta instead of y");
-  check->add_option("--seed", options->seed, "Of the random data")->capture_default_str();
+  add_number<std::uint64_t>(*check, "--seed", &options->seed, {}, "Of the random data");
   CLI::App* const given = check->add_option_group("A shape instead of the built-in cases");
   options->shape = options->tensor.add_to(*given)->excludes(patterns);
   options->norm.add_to(*given, /*given_statistics=*/true);
-  given->add_option("--mean", options->mean, "Of the data")->capture_default_str();
-  given->add_option("--deviation", options->deviation, "Of the data")->capture_default_str();
+  add_number<double>(*given, "--mean", &options->mean, {}, "Of the data");
+  add_number<double>(*given, "--deviation", &options->deviation, {.least = 0}, "Of the data");
   given->needs(options->shape);
   options->engine.add_to(*check);
   return {check, [options] { return run(*options); }};

@@ -4,8 +4,10 @@
 
 #include <cstdio>
 #include <memory>
+#include <optional>
 
 #include "command.h"
+#include "number.h"
 
 namespace groupnorm::tools {
 namespace {
@@ -30,12 +32,12 @@ void print(std::int64_t channels) {
 Command add_groups(CLI::App& app) {
   CLI::App* const groups = app.add_subcommand(
       "groups", "List the possible group counts of a number of channels, and the suggested one");
-  const auto channels = std::make_shared<std::int64_t>(0);
-  groups->add_option("channels", *channels, "Number of channels")
-      ->required()
-      ->check(CLI::Range(std::int64_t{1}, kMostChannels));
+  const auto channels = std::make_shared<std::optional<std::int64_t>>();
+  add_number<std::int64_t>(*groups, "channels", channels.get(), {1, kMostChannels},
+                           "Number of channels")
+      ->required();
   return {groups, [channels] {
-            print(*channels);
+            print(channels->value());
             return kOk;
           }};
 }

@@ -14,7 +14,7 @@
 namespace groupnorm::tools {
 namespace {
 
-void print_json(const Caches& found) {
+void print_json(const Caches& found, int threads) {
   JsonObject object;
   object.add("version", GROUPNORM_VERSION).add("targets", targets());
   if (const char* target = active_target()) {
@@ -22,12 +22,12 @@ void print_json(const Caches& found) {
   } else {
     object.add("target", nullptr);
   }
-  object.add("threads", pool().threads)
+  object.add("threads", threads)
       .add("caches", JsonObject().add("l1d", found.l1d).add("l2", found.l2).add("l3", found.l3));
   std::printf("%s\n", object.text().c_str());
 }
 
-void print_text(const Caches& found) {
+void print_text(const Caches& found, int threads) {
   std::printf("version  %s\n", GROUPNORM_VERSION);
   std::printf("targets  %s\n", join(targets()).c_str());
   if (const char* target = active_target()) {
@@ -38,7 +38,7 @@ void print_text(const Caches& found) {
     const char* const asked = std::getenv("GROUPNORM_TARGET");
     std::printf("target   none: GROUPNORM_TARGET=%s is not available here\n", asked ? asked : "");
   }
-  std::printf("threads  %d\n", pool().threads);
+  std::printf("threads  %d\n", threads);
   std::printf("caches   L1d %s, L2 %s, L3 %s\n",
               format_bytes(static_cast<double>(found.l1d)).c_str(),
               format_bytes(static_cast<double>(found.l2)).c_str(),
@@ -57,7 +57,8 @@ Command add_info(CLI::App& app) {
                  "One object: version targets target (null: GROUPNORM_TARGET is not available) "
                  "threads caches (bytes)");
   return {info, [as_json] {
-            *as_json ? print_json(caches()) : print_text(caches());
+            const int threads = default_executor().threads;
+            *as_json ? print_json(caches(), threads) : print_text(caches(), threads);
             return kOk;
           }};
 }

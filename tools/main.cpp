@@ -8,6 +8,8 @@
 #include <new>
 
 #include "command.h"
+#include "help.h"
+#include "output.h"
 
 namespace groupnorm::tools {
 namespace {
@@ -19,6 +21,7 @@ int complain(const char* why) {
 
 int run(int argc, char** argv) {
   CLI::App app{"Group normalization and its family on CPUs.", "groupnorm"};
+  app.formatter(wrapping_formatter());  // subcommands take it over
   app.set_version_flag("--version", GROUPNORM_VERSION);
   app.require_subcommand(0, 1);  // 1 would hide a wrong name behind "a subcommand is required"
   app.footer(
@@ -47,7 +50,10 @@ int main(int argc, char** argv) {
   std::signal(SIGXFSZ, SIG_IGN);
 #endif
   try {
-    return groupnorm::tools::run(argc, argv);
+    groupnorm::tools::occupy_standard_descriptors();
+    const int status = groupnorm::tools::run(argc, argv);
+    groupnorm::tools::flush_output();
+    return status;
   } catch (const std::bad_alloc&) {
     return groupnorm::tools::complain("out of memory");
   } catch (const std::exception& error) {

@@ -1,9 +1,5 @@
 #include "npy.h"
 
-#include <fcntl.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -33,11 +29,15 @@ constexpr std::size_t kLongestHeader = 10'000;  // numpy.load's own limit
 // Elements are taken from the file as they are.
 static_assert(std::endian::native == std::endian::little);
 
+// The name that numpy writes, and others that numpy.dtype() takes for the same.
 struct Descr {
   std::string_view name;
+  std::array<std::string_view, 2> others;
   DType dtype;
 };
-constexpr Descr kDescrs[] = {{"<f2", DType::f16}, {"<f4", DType::f32}, {"<f8", DType::f64}};
+constexpr Descr kDescrs[] = {{"<f2", {"e", "float16"}, DType::f16},
+                             {"<f4", {"f", "float32"}, DType::f32},
+                             {"<f8", {"d", "float64"}, DType::f64}};
 
 std::string quote(const fs::path& path) { return "'" + path.string() + "'"; }
 
@@ -52,8 +52,13 @@ class BadHeader : public BadInput {
 };
 
 DType parse_descr(std::string_view descr) {
+  // '=' and no mark at all stand for the machine's order of bytes, which is '<'.
+  const bool marked = descr.starts_with('<') || descr.starts_with('=') || descr.starts_with('|');
+  const std::string_view type = marked ? descr.substr(1) : descr;
   for (const Descr& known : kDescrs) {
-    if (descr == known.name) return known.dtype;
+    if (type == known.name.substr(1) || std::ranges::count(known.others, type) > 0) {
+      return known.dtype;
+    }
   }
   std::string shown;
   for (const char c : descr) shown += c >= 0x20 && c < 0x7F ? c : '?';
@@ -126,6 +131,7 @@ class HeaderParser {
   }
 
   std::string_view string() {
+    if (!accept('u')) accept('U');  // as Python 2 marks Unicode
     const char mark = peek();
     if (mark != '\'' && mark != '"') throw malformed();
     const std::size_t end = rest_.find(mark, 1);
@@ -153,6 +159,7 @@ class HeaderParser {
     if (error == std::errc::result_out_of_range) throw BadHeader("has a size beyond 2^63 - 1");
     if (error != std::errc{}) throw malformed();
     rest_.remove_prefix(static_cast<std::size_t>(end - rest_.data()));
+    accept('L');  // as Python 2 marks a long
     return value;
   }
 
@@ -299,51 +306,6 @@ std::string format_shape(std::span<const std::int64_t> shape) {
   std::string text;
   for (const std::int64_t size : shape) text += (text.empty() ? "" : ", ") + std::to_string(size);
   return "[" + text + "]";
-}
-
-PendingFile::PendingFile(const fs::path& target) : target_(target) {
-  std::error_code error;
-  // A symbolic link stays one: what it points at is replaced.
-  if (fs::is_symlink(target, error)) target_ = fs::weakly_canonical(target, error);
-  const fs::file_status status = fs::status(target_, error);
-  if (fs::is_directory(status)) refuse(target, "cannot be written: is a directory");
-  if (fs::exists(status) && !fs::is_regular_file(status)) {
-    refuse(target, "cannot be written: is not a regular file");
-  }
-  temporary_ = (target_.parent_path() / ".groupnorm.XXXXXX").string();
-  descriptor_ = mkstemp(temporary_.data());
-  if (descriptor_ < 0) {
-    temporary_.clear();
-    fail();
-  }
-  const mode_t mask = umask(0);
-  umask(mask);
-  fchmod(descriptor_, 0666 & ~mask);  // mkstemp makes it private
-}
-
-PendingFile::~PendingFile() {
-  if (descriptor_ >= 0) ::close(descriptor_);
-  if (!temporary_.empty()) unlink(temporary_.c_str());
-}
-
-void PendingFile::fail() const {
-  refuse(target_, std::string("cannot be written: ") + std::strerror(errno));
-}
-
-void PendingFile::write(std::span<const std::byte> bytes) {
-  while (!bytes.empty()) {
-    const ssize_t written = ::write(descriptor_, bytes.data(), bytes.size());
-    if (written < 0 && errno == EINTR) continue;
-    if (written < 0) fail();
-    bytes = bytes.subspan(static_cast<std::size_t>(written));
-  }
-}
-
-void PendingFile::commit() {
-  // Some file systems tell of a full disk only here.
-  const int closed = ::close(std::exchange(descriptor_, -1));
-  if (closed != 0 || rename(temporary_.c_str(), target_.c_str()) != 0) fail();
-  temporary_.clear();
 }
 
 void write_npy(PendingFile& file, DType dtype, std::span<const std::int64_t> shape,

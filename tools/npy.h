@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "cases.h"
+#include "pending_file.h"
 
 namespace groupnorm::tools {
 
@@ -30,27 +31,6 @@ Npy read_npy(const std::filesystem::path& path);
 
 // "[16, 32, 64, 64]"
 std::string format_shape(std::span<const std::int64_t> shape);
-
-// A file that appears under its name whole, at commit(), or not at all: it is written under another
-// name in the same directory, which the destructor removes. What stood there before is replaced.
-// Throws BadInput for what cannot be written.
-class PendingFile {
- public:
-  explicit PendingFile(const std::filesystem::path& target);
-  PendingFile(const PendingFile&) = delete;
-  PendingFile& operator=(const PendingFile&) = delete;
-  ~PendingFile();
-
-  void write(std::span<const std::byte> bytes);
-  void commit();
-
- private:
-  [[noreturn]] void fail() const;  // by errno
-
-  std::filesystem::path target_;
-  std::string temporary_;
-  int descriptor_ = -1;
-};
 
 // The bytes that numpy.save writes. `dtype` is not bf16, which NumPy does not have.
 void write_npy(PendingFile& file, DType dtype, std::span<const std::int64_t> shape,

@@ -4,6 +4,7 @@
 
 #include <cstdlib>
 
+#include "number.h"
 #include "validate.h"
 
 namespace groupnorm::tools {
@@ -23,17 +24,19 @@ void NormOptions::add_to(CLI::App& app, bool given_statistics) {
     }
     throw CLI::ValidationError("--norm", "'" + name + "' is not one of " + join(names));
   };
-  app.add_option_function<std::string>("--norm", assign, "One of " + join(names))
+  app.add_option_function<std::string>("--norm", assign,
+                                       "Whose numbers share a mean and a variance")
+      ->type_name(join(names, "|"))
       ->default_str(norm_->name);
-  app.add_option("--groups", groups_,
-                 "Groups of channels (ghost_batch: of examples, the virtual batches)");
+  add_number<std::int64_t>(app, "--groups", &groups_, {},
+                           "Groups of channels (ghost_batch: of examples, the virtual batches)");
   add_enum(app, "--layout", &layout_, testing::kLayouts,
            "N, C, spatial... or N, spatial..., C in memory");
   add_enum(app, "--activation", &activation_, testing::kActivations,
            "Applied to gamma * xhat + beta");
-  app.add_option("--eps", eps_, "Added to the variance")->capture_default_str();
-  app.add_option("--correction", correction_, "The variance divides by m less this: 0 or 1")
-      ->capture_default_str();
+  add_number<double>(app, "--eps", &eps_, {.least = 0}, "Added to the variance");
+  add_number<int>(app, "--correction", &correction_, {0, 1},
+                  "The variance divides by m less this: 0 or 1");
 }
 
 std::int64_t NormOptions::groups(const Shape& shape) const {
@@ -84,15 +87,30 @@ Shape TensorOptions::shape() const {
 }
 
 CLI::Option* EngineOptions::add_to(CLI::App& app) {
-  app.add_option("--threads", threads_, "Threads to use; without it GROUPNORM_NUM_THREADS, or all")
-      ->check(CLI::Range(1, detail::kMaxThreads));
+  add_number<int>(app, "--threads", &threads_, {1, detail::kMaxThreads},
+                  "Threads to use; without it GROUPNORM_NUM_THREADS, or all");
   return app.add_option("--target", target_,
                         "Instruction set, one of `groupnorm info`; without it GROUPNORM_TARGET, "
                         "or the best");
 }
 
+Executor EngineOptions::executor() const { return threads_ ? pool(*threads_) : default_executor(); }
+
 Plan EngineOptions::plan(const Spec& spec) const {
   return make_plan(spec, target_.empty() ? nullptr : target_.c_str());
+}
+
+Executor default_executor() {
+  constexpr const char* kName = "GROUPNORM_NUM_THREADS";
+  constexpr Range<int> kRange{1, detail::kMaxThreads};
+  const char* const text = std::getenv(kName);
+  if (text != nullptr && *text != '\0') {
+    const std::optional<int> threads = parse_number<int>(text);
+    if (!threads || !kRange.holds(*threads)) {
+      throw BadInput(std::string(kName) + ": " + kRange.rule() + "; got '" + text + "'");
+    }
+  }
+  return pool();
 }
 
 Plan make_plan(const Spec& spec, const char* target) {

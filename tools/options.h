@@ -79,13 +79,17 @@ class EngineOptions {
  public:
   // Returns the option --target.
   CLI::Option* add_to(CLI::App& app);
-  Executor executor() const { return pool(threads_); }
+  Executor executor() const;
   Plan plan(const Spec& spec) const;  // as make_plan
 
  private:
   std::string target_;  // empty: GROUPNORM_TARGET, or the best
-  int threads_ = 0;
+  std::optional<int> threads_;
 };
+
+// pool(), of as many threads as GROUPNORM_NUM_THREADS says. Throws BadInput where that is no number
+// of threads, which the library passes over in silence.
+Executor default_executor();
 
 // Throws BadInput for a Spec or a target that the engine refuses. A null target: GROUPNORM_TARGET,
 // or the best.
@@ -100,10 +104,10 @@ void backward(const Plan& plan, const Backward& args, const Executor& executor);
 
 // "a, b, c"
 template <class Names>
-std::string join(const Names& names) {
+std::string join(const Names& names, const char* between = ", ") {
   std::string text;
   for (const auto& name : names) {
-    if (!text.empty()) text += ", ";
+    if (!text.empty()) text += between;
     text += name;
   }
   return text;

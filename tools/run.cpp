@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cases.h"
@@ -121,8 +122,24 @@ void print(const Options& options, const Npy& x, const Plan& plan, const Executo
   std::printf("wrote    %s\n", options.y.c_str());
 }
 
+// y may take the place of x: x has been read by then. Nothing else that is named may be lost.
+void require_own_files(const Options& options) {
+  const auto require_two = [](const char* a, const std::string& path_a, const char* b,
+                              const std::string& path_b) {
+    if (path_a.empty() || path_b.empty() || !same_file(path_a, path_b)) return;
+    throw BadInput(std::string(a) + " and " + b + ": must be two files; got '" + path_a +
+                   "' and '" + path_b + "'");
+  };
+  require_two("--stats", options.stats, "-o", options.y);
+  require_two("--stats", options.stats, "x", options.x);
+  for (const auto& [name, path] : {std::pair("--gamma", options.gamma), {"--beta", options.beta}}) {
+    require_two("--stats", options.stats, name, path);
+    require_two("-o", options.y, name, path);
+  }
+}
+
 int run(const Options& options) {
-  if (options.stats == options.y) throw BadInput("--stats and -o: must be two files");
+  require_own_files(options);
   Npy x = read_npy(options.x);
   const Shape shape = view(options, x);
   const Params params = read_params(options, shape, x.dtype);
