@@ -234,7 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stdout,
         )
         if options.json:  # what is known when it is interrupted, too
-            from groupnorm._cli.files import pending
+            from groupnorm._cli.pending import pending
 
             with pending(options.json) as temporary:
                 Path(temporary).write_text(json.dumps(results, indent=1) + "\n")

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from groupnorm._cli.command import BadInput
-from groupnorm._cli.files import pending
+from groupnorm._cli.pending import pending
 
 LAYOUTS = ("channels_first", "channels_last")
 SHAPES = (

@@ -18,9 +18,11 @@ from .command import (
     BadInput,
     add_activation,
     add_threads,
+    finite_number,
     format_bytes,
     require,
     require_target,
+    whole_number,
 )
 from .contest import OURS, Arena, Case, Outcome, Setting, play, sets_of
 from .files import suffix_of
@@ -53,15 +55,6 @@ def _shape(text: str) -> tuple[int, ...]:
     )
 
 
-def _seconds(text: str) -> float:
-    try:
-        if 0 <= (seconds := float(text)) <= 3600:
-            return seconds
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"must be from 0 to 3600; got {text!r}")
-
-
 def add_to(commands: Any) -> None:
     parser = commands.add_parser(
         "bench",
@@ -74,7 +67,12 @@ def add_to(commands: Any) -> None:
     )
     add = parser.add_argument
     add("--shape", type=_shape, help="this shape alone: sizes as in 2x320x64x64, N and C first")
-    add("--groups", "-g", type=int, metavar="G", help="of --shape; default: as suggest_groups says")
+    add(
+        *("--groups", "-g"),
+        type=whole_number(),
+        metavar="G",
+        help="of --shape; default: as suggest_groups says",
+    )
     add("--dtype", choices=_BYTES, default="f32", help="default: f32")
     add(
         "--layout",
@@ -95,7 +93,7 @@ def add_to(commands: Any) -> None:
     add_threads(parser, "as many as torch, or NumPy's functions here, take by themselves")
     add(
         "--seconds",
-        type=_seconds,
+        type=finite_number(0, 3600),
         metavar="S",
         help=f"time for each shape after check and warm-up; default: {_SECONDS:g}",
     )

@@ -2,10 +2,12 @@
 
 import argparse
 import importlib
+import math
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import groupnorm
 
@@ -26,16 +28,52 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **options: object) -> None:
         super().__init__(allow_abbrev=False, **options)  # type: ignore[arg-type]
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is not None:  # argparse passes over what it cannot write
+            file.write(message)
+
     def error(self, message: str) -> NoReturn:
         raise BadInput(message.removeprefix("argument "))
 
 
-def threads(text: str) -> int:
-    """A number of threads, as argparse's ``type``."""
-    count = int(text) if text.isdecimal() else 0
-    if 1 <= count <= MOST_THREADS:
-        return count
-    raise argparse.ArgumentTypeError(f"must be from 1 to {MOST_THREADS}; got {text!r}")
+def whole_number(least: int = -(2**63), most: int = 2**63 - 1) -> Callable[[str], int]:
+    """A decimal number as argparse's ``type``; ``int`` takes "1_000" and any script's digits."""
+
+    def parse(text: str) -> int:
+        if re.fullmatch("-?[0-9]{1,20}", text) and least <= int(text) <= most:
+            return int(text)
+        rule = "a whole number" if least == -(2**63) else f"from {least} to {most}"
+        raise argparse.ArgumentTypeError(f"must be {rule}; got {text!r}")
+
+    return parse
+
+
+def finite_number(least: float, most: float = math.inf) -> Callable[[str], float]:
+    """As `whole_number`, of decimal numbers that need not be whole."""
+
+    def parse(text: str) -> float:
+        if re.fullmatch(r"-?([0-9]+\.?|[0-9]*\.[0-9]+)([eE][-+]?[0-9]+)?", text):
+            number = float(text)
+            if math.isfinite(number) and least <= number <= most:
+                return number
+        rule = (
+            f"finite and at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+        )
+        raise argparse.ArgumentTypeError(f"must be {rule}; got {text!r}")
+
+    return parse
+
+
+threads = whole_number(1, MOST_THREADS)
+
+
+def require_threads_of_environment() -> None:
+    """Refuses a GROUPNORM_NUM_THREADS that is no number of threads: the engine passes over it."""
+    if text := os.environ.get("GROUPNORM_NUM_THREADS"):
+        try:
+            threads(text)
+        except argparse.ArgumentTypeError as error:
+            raise BadInput(f"GROUPNORM_NUM_THREADS: {error}") from None
 
 
 def add_activation(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .command import BadInput, format_shape, require
+from .pending import pending
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
@@ -430,35 +430,6 @@ def require_writable(path: Path, x: Tensor) -> None:
             f"'{path}': a .png holds one image of 1 or 3 channels; got shape "
             f"{format_shape(x.array.shape)}, axes {x.axes}"
         )
-
-
-@contextlib.contextmanager
-def pending(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, which takes its name if all goes well, and else goes."""
-    # A symbolic link stays one: what it points at is replaced.
-    target = Path(os.path.realpath(path)) if path.is_symlink() else path
-    if target.is_dir():
-        raise BadInput(f"'{path}': cannot be written: is a directory")
-    if target.exists() and not target.is_file():
-        raise BadInput(f"'{path}': cannot be written: is not a regular file")
-    temporary = None
-    try:
-        descriptor, name = tempfile.mkstemp(
-            prefix=".groupnorm.", suffix=suffix_of(path), dir=target.parent
-        )
-        temporary = Path(name)
-        os.close(descriptor)
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)  # mkstemp makes it private
-        yield temporary
-        os.replace(temporary, target)
-        temporary = None
-    except OSError as error:
-        raise BadInput(f"'{path}': cannot be written: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
 
 
 def write(path: Path, result: Result) -> str:

@@ -11,7 +11,7 @@ import groupnorm
 
 from .command import require
 from .contest import COPY, OURS, Case, Outcome, Setting, Times
-from .files import pending
+from .pending import pending
 
 RIVALS = ("torch", "compile", "numpy")
 

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,8 +20,10 @@ from .command import (
     BadInput,
     add_activation,
     add_threads,
+    finite_number,
     format_shape,
     require_target,
+    whole_number,
 )
 from .files import (
     DTYPES,
@@ -30,7 +31,6 @@ from .files import (
     Result,
     Tensor,
     View,
-    pending,
     read,
     read_npy,
     require_file,
@@ -41,6 +41,7 @@ from .files import (
     write,
     write_npy,
 )
+from .pending import pending, same_file
 
 # The examples and the channels of a block, from n, c and the number of groups.
 _BLOCKS: dict[str, Callable[[int, int, int], tuple[int, int]]] = {
@@ -71,13 +72,6 @@ Written are .npy, .npz (y, mean, rstd), .nii, .nii.gz (with the affine and heade
 was read) and .png (scaled to 8 bits, for viewing), under the name of -o when complete."""
 
 
-def _groups(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be a whole number; got {text!r}") from None
-
-
 def _axes(text: str) -> str:
     if text and not set(text) - set("NCS") and text.count("N") <= 1 and text.count("C") <= 1:
         return text
@@ -105,7 +99,7 @@ def add_to(commands: Any) -> None:
     )
     add(
         *("--groups", "-g"),
-        type=_groups,
+        type=whole_number(),
         metavar="G",
         help="groups of channels; default: the number that suggest_groups gives (ghost_batch: "
         "groups of examples, to be given)",
@@ -124,11 +118,11 @@ def add_to(commands: Any) -> None:
     add_activation(parser)
     add("--gamma", type=Path, metavar="FILE", help=".npy of shape [C], or [N, C]")
     add("--beta", type=Path, metavar="FILE", help="as --gamma, and of the same shape")
-    add("--eps", type=float, default=1e-5, help="added to the variance; default: 1e-5")
+    add("--eps", type=finite_number(0), default=1e-5, help="added to the variance; default: 1e-5")
     add(
         "--correction",
-        type=int,
-        choices=(0, 1),
+        type=whole_number(0, 1),
+        metavar="0|1",
         default=0,
         help="the variance divides by m less this; default: 0",
     )
@@ -286,18 +280,24 @@ def _print_blocks(
         print(f"  ... and {blocks - len(before)} blocks more")
 
 
-def _same(a: Path, b: Path) -> bool:
-    return os.path.realpath(a) == os.path.realpath(b)
+def _require_own_files(options: argparse.Namespace) -> None:
+    """y may take the place of x: x has been read by then. Nothing else named may be lost."""
+    named = [("x", options.x), ("--gamma", options.gamma), ("--beta", options.beta)]
+    for flag, path, others in (
+        ("--stats", options.stats, [("-o", options.output), *named]),
+        ("-o", options.output, named[1:]),
+    ):
+        for other, taken in others:
+            if path is not None and taken is not None and same_file(path, taken):
+                raise BadInput(f"{flag} and {other}: must be two files; got '{path}' and '{taken}'")
 
 
 def _run(options: argparse.Namespace) -> int:
     require_target()
     require_known_output(options.output)
-    if options.stats is not None:
-        if suffix_of(options.stats) != ".npy":
-            raise BadInput(f"--stats: '{options.stats}': the name must end in .npy")
-        if _same(options.stats, options.output):
-            raise BadInput("--stats and -o: must be two files")
+    if options.stats is not None and suffix_of(options.stats) != ".npy":
+        raise BadInput(f"--stats: '{options.stats}': the name must end in .npy")
+    _require_own_files(options)
     x = read(options.x, options.key, options.layout, options.axes)
     require_writable(options.output, x)
     seen = view(x)

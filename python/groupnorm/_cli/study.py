@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import groupnorm
 
-from .command import OK, BadInput, require, require_target
-from .files import pending
+from .command import OK, BadInput, require, require_target, whole_number
 from .machine import cpu_model
+from .pending import pending
 from .report import progress_of
 
 if TYPE_CHECKING:
@@ -27,10 +27,7 @@ _SEEDS, _QUICK_SEEDS = 3, 1
 _SECONDS, _QUICK_SECONDS = 20.0, 3.0  # of a case whose steps are timed
 
 
-def _count(text: str) -> int:
-    if text.isdecimal() and 1 <= int(text) <= 1000:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"must be from 1 to 1000; got {text!r}")
+_count = whole_number(1, 1000)
 
 
 def add_to(commands: Any) -> None:
@@ -50,7 +47,7 @@ def add_to(commands: Any) -> None:
     )
     add(
         "--images",
-        type=int,
+        type=whole_number(),
         metavar="N",
         help="for training, a multiple of 32; others are the test",
     )
