@@ -38,10 +38,13 @@ static_assert(same(GN_ACTIVATION_HARD_SWISH, Activation::hard_swish));
 static_assert(same(GN_STATUS_OK, Status::ok));
 static_assert(same(GN_STATUS_NEGATIVE_SIZE, Status::negative_size));
 static_assert(same(GN_STATUS_SIZE_OVERFLOW, Status::size_overflow));
+static_assert(same(GN_STATUS_PARAM_OVERFLOW, Status::param_overflow));
 static_assert(same(GN_STATUS_GROUPS_DO_NOT_DIVIDE, Status::groups_do_not_divide));
+static_assert(same(GN_STATUS_BATCHES_DO_NOT_DIVIDE, Status::batches_do_not_divide));
 static_assert(same(GN_STATUS_BLOCK_EXAMPLES, Status::block_examples));
 static_assert(same(GN_STATUS_BLOCK_CHANNELS, Status::block_channels));
-static_assert(same(GN_STATUS_UNKNOWN_DTYPE, Status::unknown_dtype));
+static_assert(same(GN_STATUS_UNKNOWN_DATA, Status::unknown_data));
+static_assert(same(GN_STATUS_UNKNOWN_PARAM, Status::unknown_param));
 static_assert(same(GN_STATUS_UNKNOWN_LAYOUT, Status::unknown_layout));
 static_assert(same(GN_STATUS_UNKNOWN_ACTIVATION, Status::unknown_activation));
 static_assert(same(GN_STATUS_PARAM_DTYPE, Status::param_dtype));
@@ -51,12 +54,41 @@ static_assert(same(GN_STATUS_TOO_FEW_ELEMENTS, Status::too_few_elements));
 static_assert(same(GN_STATUS_EPS, Status::eps));
 static_assert(same(GN_STATUS_UNKNOWN_TARGET, Status::unknown_target));
 static_assert(same(GN_STATUS_UNAVAILABLE_TARGET, Status::unavailable_target));
-static_assert(same(GN_STATUS_NULL_POINTER, Status::null_pointer));
-static_assert(same(GN_STATUS_MISSING_STATISTICS, Status::missing_statistics));
-static_assert(same(GN_STATUS_UNEXPECTED_STATISTICS, Status::unexpected_statistics));
-static_assert(same(GN_STATUS_MISALIGNED_POINTER, Status::misaligned_pointer));
-static_assert(same(GN_STATUS_OVERLAP, Status::overlap));
+static_assert(same(GN_STATUS_NULL_SPEC, Status::null_spec));
+static_assert(same(GN_STATUS_NULL_PLAN, Status::null_plan));
+static_assert(same(GN_STATUS_NULL_ARGS, Status::null_args));
+static_assert(same(GN_STATUS_NULL_X, Status::null_x));
+static_assert(same(GN_STATUS_NULL_Y, Status::null_y));
+static_assert(same(GN_STATUS_NULL_DY, Status::null_dy));
+static_assert(same(GN_STATUS_MISSING_MEAN, Status::missing_mean));
+static_assert(same(GN_STATUS_MISSING_RSTD, Status::missing_rstd));
+static_assert(same(GN_STATUS_MISSING_GIVEN_MEAN, Status::missing_given_mean));
+static_assert(same(GN_STATUS_MISSING_GIVEN_RSTD, Status::missing_given_rstd));
+static_assert(same(GN_STATUS_UNEXPECTED_MEAN, Status::unexpected_mean));
+static_assert(same(GN_STATUS_UNEXPECTED_RSTD, Status::unexpected_rstd));
+static_assert(same(GN_STATUS_UNEXPECTED_GIVEN_MEAN, Status::unexpected_given_mean));
+static_assert(same(GN_STATUS_UNEXPECTED_GIVEN_RSTD, Status::unexpected_given_rstd));
+static_assert(same(GN_STATUS_MISALIGNED_X, Status::misaligned_x));
+static_assert(same(GN_STATUS_MISALIGNED_Y, Status::misaligned_y));
+static_assert(same(GN_STATUS_MISALIGNED_GAMMA, Status::misaligned_gamma));
+static_assert(same(GN_STATUS_MISALIGNED_BETA, Status::misaligned_beta));
+static_assert(same(GN_STATUS_MISALIGNED_MEAN, Status::misaligned_mean));
+static_assert(same(GN_STATUS_MISALIGNED_RSTD, Status::misaligned_rstd));
+static_assert(same(GN_STATUS_MISALIGNED_GIVEN_MEAN, Status::misaligned_given_mean));
+static_assert(same(GN_STATUS_MISALIGNED_GIVEN_RSTD, Status::misaligned_given_rstd));
+static_assert(same(GN_STATUS_MISALIGNED_DY, Status::misaligned_dy));
+static_assert(same(GN_STATUS_MISALIGNED_DX, Status::misaligned_dx));
+static_assert(same(GN_STATUS_MISALIGNED_DGAMMA, Status::misaligned_dgamma));
+static_assert(same(GN_STATUS_MISALIGNED_DBETA, Status::misaligned_dbeta));
+static_assert(same(GN_STATUS_OVERLAP_Y, Status::overlap_y));
+static_assert(same(GN_STATUS_OVERLAP_MEAN, Status::overlap_mean));
+static_assert(same(GN_STATUS_OVERLAP_RSTD, Status::overlap_rstd));
+static_assert(same(GN_STATUS_OVERLAP_DX, Status::overlap_dx));
+static_assert(same(GN_STATUS_OVERLAP_DGAMMA, Status::overlap_dgamma));
+static_assert(same(GN_STATUS_OVERLAP_DBETA, Status::overlap_dbeta));
+static_assert(same(GN_STATUS_OVERLAP_WORKSPACE, Status::overlap_workspace));
 static_assert(same(GN_STATUS_WORKSPACE_TOO_SMALL, Status::workspace_too_small));
+static_assert(same(GN_STATUS_BACKWARD_WORKSPACE_TOO_SMALL, Status::backward_workspace_too_small));
 static_assert(same(GN_STATUS_EXECUTOR, Status::executor));
 static_assert(same(GN_STATUS_NOT_PLANNED, Status::not_planned));
 static_assert(same(GN_STATUS_NOT_BUILT, Status::not_built));
@@ -198,7 +230,8 @@ gn_executor gn_pool(int threads) {
 }
 
 gn_status gn_plan_make(const gn_spec* spec, const char* target, gn_plan* plan) {
-  if (spec == nullptr || plan == nullptr) return GN_STATUS_NULL_POINTER;
+  if (spec == nullptr) return GN_STATUS_NULL_SPEC;
+  if (plan == nullptr) return GN_STATUS_NULL_PLAN;
   gn_spec known;
   if (!read(spec, kFirstSpecSize, &known)) return GN_STATUS_STRUCT_SIZE;
   Plan made;
@@ -218,7 +251,7 @@ const char* gn_plan_target(const gn_plan* plan) { return from_c(plan).target(); 
 
 gn_status gn_forward(const gn_plan* plan, const gn_forward_args* args, void* workspace,
                      size_t workspace_bytes, const gn_executor* executor) {
-  if (args == nullptr) return GN_STATUS_NULL_POINTER;
+  if (args == nullptr) return GN_STATUS_NULL_ARGS;
   gn_forward_args known;
   if (!read(args, kFirstForwardArgsSize, &known)) return GN_STATUS_STRUCT_SIZE;
   return to_c(
@@ -227,7 +260,7 @@ gn_status gn_forward(const gn_plan* plan, const gn_forward_args* args, void* wor
 
 gn_status gn_backward(const gn_plan* plan, const gn_backward_args* args, void* workspace,
                       size_t workspace_bytes, const gn_executor* executor) {
-  if (args == nullptr) return GN_STATUS_NULL_POINTER;
+  if (args == nullptr) return GN_STATUS_NULL_ARGS;
   gn_backward_args known;
   if (!read(args, kFirstBackwardArgsSize, &known)) return GN_STATUS_STRUCT_SIZE;
   return to_c(

@@ -5,12 +5,12 @@
 #include "validate.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <new>
-#include <sstream>
 #include <type_traits>
 #include <utility>
 
@@ -41,17 +41,28 @@ std::string in_words(const std::vector<std::int64_t>& shape, DType dtype, Layout
 
 std::string in_words(const Tensor& x) { return in_words(x.shape(), x.dtype(), x.layout()); }
 
+// Whatever the locale, which streams and std::to_string(double) ask.
+template <class T>
+std::string in_words(const T& value) {
+  if constexpr (std::is_enum_v<T>) {
+    return std::to_string(static_cast<int>(value));
+  } else if constexpr (std::is_arithmetic_v<T>) {
+    char text[32];
+    return {text, std::to_chars(text, text + sizeof(text), value).ptr};
+  } else {
+    return value;
+  }
+}
+
 // "name=value, name=value"
 template <class T, class... Rest>
 std::string values(const char* name, const T& value, const Rest&... rest) {
-  std::ostringstream text;
-  if constexpr (std::is_enum_v<T>) {
-    text << name << '=' << static_cast<int>(value);
+  std::string first = std::string(name) + '=' + in_words(value);
+  if constexpr (sizeof...(rest) > 0) {
+    return first + ", " + values(rest...);
   } else {
-    text << name << '=' << value;
+    return first;
   }
-  if constexpr (sizeof...(rest) > 0) text << ", " << values(rest...);
-  return text.str();
 }
 
 // What of `spec` the rule of `status` is about; empty where it is about the arguments of a call.
@@ -59,13 +70,17 @@ std::string broken_values(Status status, const Spec& spec) {
   const auto [n, c, s] = spec.shape;
   switch (status) {
     case Status::negative_size:
-    case Status::groups_do_not_divide: return values("n", n, "c", c, "s", s);
-    case Status::size_overflow:
-      return values("n", n, "c", c, "s", s, "data", name_of(spec.data), "param_stride",
-                    spec.param_stride);
+      return n < 0 ? values("n", n) : c < 0 ? values("c", c) : values("s", s);
+    case Status::size_overflow: return values("n", n, "c", c, "s", s, "data", name_of(spec.data));
+    case Status::param_overflow:
+      return values("param_stride", spec.param_stride, "n", n, "c", c, "param",
+                    name_of(spec.param));
+    case Status::groups_do_not_divide: return values("c", c);
+    case Status::batches_do_not_divide: return values("n", n);
     case Status::block_examples: return values("block.examples", spec.block.examples, "n", n);
     case Status::block_channels: return values("block.channels", spec.block.channels, "c", c);
-    case Status::unknown_dtype: return values("data", spec.data, "param", spec.param);
+    case Status::unknown_data: return values("data", spec.data);
+    case Status::unknown_param: return values("param", spec.param);
     case Status::unknown_layout: return values("layout", spec.layout);
     case Status::unknown_activation: return values("activation", spec.activation);
     case Status::param_dtype:
@@ -178,6 +193,10 @@ Tensor::Tensor(std::vector<std::int64_t> shape, DType dtype, Layout layout,
   }
   const Spec spec{.shape = ncs(), .block = {}, .layout = layout, .data = dtype, .param = dtype};
   const Status status = detail::check_spec(spec);
+  if (status == Status::size_overflow) {
+    throw Error(std::string(status_string(status)) + "; got " + in_words(shape_) + " " +
+                name_of(dtype));
+  }
   if (status != Status::ok) throw Error(describe(status, spec));
 }
 
@@ -240,8 +259,9 @@ Normalization::Normalization(std::string name, BlockOf block_of, bool center)
 Normalization::Normalization(std::string name, BlockOf block_of, std::int64_t num_channels,
                              double eps, bool center)
     : name_(std::move(name)), block_of_(std::move(block_of)), center_(center) {
-  if (num_channels < 1) {
-    refuse("num_channels: must be at least 1; got num_channels=" + std::to_string(num_channels));
+  if (num_channels < 1 || static_cast<std::uint64_t>(num_channels) > gamma_.max_size()) {
+    refuse("num_channels: must be at least 1 and at most " + std::to_string(gamma_.max_size()) +
+           "; got " + values("num_channels", num_channels));
   }
   check_block({.n = 1, .c = num_channels});
   options.eps = eps;
@@ -299,7 +319,11 @@ void Normalization::check_like(const Form& x, const char* name, const Tensor& ot
 }
 
 void Normalization::check_call(Status status, const Spec& spec, const Form& x) const {
-  if (status != Status::ok) refuse(describe(status, spec) + "; x is " + x.words());
+  if (status == Status::ok) return;
+  if (status == Status::executor) {
+    refuse(describe(status, spec) + "; got " + values("threads", options.executor.threads));
+  }
+  refuse(describe(status, spec) + "; x is " + x.words());
 }
 
 // Nothing in it counts after the call but the Plan, which is that of its Spec whoever made it.

@@ -99,7 +99,7 @@ bool splits(const Schedule& schedule, int threads) noexcept {
 }  // namespace detail
 
 Status Plan::make(const Spec& spec, Plan* plan, const char* target) noexcept {
-  if (plan == nullptr) return Status::null_pointer;
+  if (plan == nullptr) return Status::null_plan;
   if (const Status status = detail::check_spec(spec); status != Status::ok) return status;
   Plan made;
   made.spec_ = spec;

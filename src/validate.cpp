@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cmath>
+#include <initializer_list>
 #include <limits>
 
 namespace groupnorm {
@@ -24,24 +25,24 @@ bool known(Enum value, Enum last) {
   return value <= last;
 }
 
-bool fits(const Spec& spec) {
+Status check_sizes(const Spec& spec) {
   const auto [n, c, s] = spec.shape;
   // Every partial product too: strides are n * c and c * s, and an empty axis hides nothing.
   std::int64_t nc = 0, cs = 0, ns = 0, elements = 0, bytes = 0;
-  if (!multiply(n, c, &nc) || !multiply(c, s, &cs) || !multiply(n, s, &ns)) return false;
-  if (!multiply(nc, s, &elements)) return false;
-  if (!multiply(elements, size_of(spec.data), &bytes)) return false;
+  const bool x_fits = multiply(n, c, &nc) && multiply(c, s, &cs) && multiply(n, s, &ns) &&
+                      multiply(nc, s, &elements) && multiply(elements, size_of(spec.data), &bytes);
+  if (!x_fits) return Status::size_overflow;
   std::int64_t params = 0;
-  return multiply(n, std::max(spec.param_stride, c), &params) &&
-         multiply(params, size_of(spec.param), &bytes);
+  const bool params_fit = multiply(n, std::max(spec.param_stride, c), &params) &&
+                          multiply(params, size_of(spec.param), &bytes);
+  return params_fit ? Status::ok : Status::param_overflow;
 }
 
 Status check_block(const Spec& spec) {
   const auto [n, c, s] = spec.shape;
   const auto [examples, channels] = spec.block;
-  if (examples == kDoesNotDivide || channels == kDoesNotDivide) {
-    return Status::groups_do_not_divide;
-  }
+  if (channels == kDoesNotDivide) return Status::groups_do_not_divide;
+  if (examples == kDoesNotDivide) return Status::batches_do_not_divide;
   // A block of an empty tensor may be empty with it.
   if (examples < (n == 0 ? 0 : 1) || (examples > 0 && n % examples != 0)) {
     return Status::block_examples;
@@ -72,8 +73,20 @@ Region region(const void* data, std::int64_t bytes) {
           data == nullptr ? 0 : static_cast<std::uintptr_t>(bytes)};
 }
 
-bool misaligned(const void* data, std::int64_t size) {
-  return reinterpret_cast<std::uintptr_t>(data) % static_cast<std::uintptr_t>(size) != 0;
+// An argument that must begin at a multiple of its elements' size, and the answer where it does
+// not.
+struct Pointer {
+  const void* data;
+  std::int64_t element;  // bytes
+  Status misaligned;
+};
+
+Status check_alignment(std::initializer_list<Pointer> pointers) {
+  for (const auto& [data, element, misaligned] : pointers) {
+    const auto address = reinterpret_cast<std::uintptr_t>(data);
+    if (address % static_cast<std::uintptr_t>(element) != 0) return misaligned;
+  }
+  return Status::ok;
 }
 
 std::int64_t tensor_bytes(const Spec& spec) {
@@ -85,35 +98,49 @@ std::int64_t param_bytes(const Spec& spec) {
   return (last_example + spec.shape.c) * size_of(spec.param);
 }
 
-// Whether an output touches an input or another output.
+// What is written, and the answer where it touches anything else.
+struct Output {
+  Region region;
+  Status overlap;
+};
+
+// `replaceable` is the input that the first output may be, as `in_place` says it is.
 template <std::size_t kOutputs, std::size_t kInputs>
-bool overlap(const std::array<Region, kOutputs>& outputs,
-             const std::array<Region, kInputs>& inputs) {
+Status check_overlap(const std::array<Output, kOutputs>& outputs,
+                     const std::array<Region, kInputs>& inputs, const Region& replaceable,
+                     bool in_place) {
   for (std::size_t i = 0; i < kOutputs; ++i) {
+    const auto& [region, overlap] = outputs[i];
+    if (!(i == 0 && in_place) && region.touches(replaceable)) return overlap;
     for (const Region& input : inputs) {
-      if (outputs[i].touches(input)) return true;
+      if (region.touches(input)) return overlap;
     }
     for (std::size_t j = 0; j < i; ++j) {
-      if (outputs[i].touches(outputs[j])) return true;
+      if (region.touches(outputs[j].region)) return overlap;
     }
   }
-  return false;
+  return Status::ok;
 }
+
+bool too_small(std::span<std::byte> workspace, std::size_t needed) {
+  return workspace.size() < needed || (needed > 0 && workspace.data() == nullptr);
+}
+
+constexpr std::int64_t kStatisticsElement = sizeof(double);
 
 }  // namespace
 
 Status check_spec(const Spec& spec) noexcept {
   const auto [n, c, s] = spec.shape;
   if (n < 0 || c < 0 || s < 0) return Status::negative_size;
-  if (!known(spec.data, DType::bf16) || !known(spec.param, DType::bf16)) {
-    return Status::unknown_dtype;
-  }
+  if (!known(spec.data, DType::bf16)) return Status::unknown_data;
+  if (!known(spec.param, DType::bf16)) return Status::unknown_param;
   if (!known(spec.layout, Layout::channels_last)) return Status::unknown_layout;
   if (!known(spec.activation, Activation::hard_swish)) return Status::unknown_activation;
   const bool narrow = spec.data == DType::f16 || spec.data == DType::bf16;
   if (spec.param != spec.data && !(narrow && spec.param == DType::f32)) return Status::param_dtype;
   if (spec.param_stride != 0 && spec.param_stride < c) return Status::param_stride;
-  if (!fits(spec)) return Status::size_overflow;
+  if (const Status status = check_sizes(spec); status != Status::ok) return status;
   if (spec.correction != 0 && spec.correction != 1) return Status::correction;
   if (!std::isfinite(spec.eps) || spec.eps < 0) return Status::eps;
   return check_block(spec);
@@ -125,89 +152,86 @@ Status check_executor(const Executor& executor) noexcept {
 
 Status check_forward(const Spec& spec, std::int64_t blocks, const Forward& args,
                      std::span<std::byte> workspace, std::size_t needed) noexcept {
-  if (args.x == nullptr || args.y == nullptr) return Status::null_pointer;
+  if (args.x == nullptr) return Status::null_x;
+  if (args.y == nullptr) return Status::null_y;
   if (spec.given_statistics) {
-    const bool missing = args.given_rstd == nullptr || (spec.center && args.given_mean == nullptr);
-    if (missing) return Status::missing_statistics;
-    if (args.mean != nullptr || args.rstd != nullptr) return Status::unexpected_statistics;
-  } else if (args.given_mean != nullptr || args.given_rstd != nullptr) {
-    return Status::unexpected_statistics;
+    if (args.given_rstd == nullptr) return Status::missing_given_rstd;
+    if (spec.center && args.given_mean == nullptr) return Status::missing_given_mean;
+    if (args.mean != nullptr) return Status::unexpected_mean;
+    if (args.rstd != nullptr) return Status::unexpected_rstd;
+  } else {
+    if (args.given_mean != nullptr) return Status::unexpected_given_mean;
+    if (args.given_rstd != nullptr) return Status::unexpected_given_rstd;
   }
   const std::int64_t element = size_of(spec.data), param = size_of(spec.param);
-  if (misaligned(args.x, element) || misaligned(args.y, element) || misaligned(args.gamma, param) ||
-      misaligned(args.beta, param)) {
-    return Status::misaligned_pointer;
-  }
-  for (const double* statistics :
-       {static_cast<const double*>(args.mean), static_cast<const double*>(args.rstd),
-        args.given_mean, args.given_rstd}) {
-    if (misaligned(statistics, sizeof(double))) return Status::misaligned_pointer;
-  }
-  if (workspace.size() < needed || (needed > 0 && workspace.data() == nullptr)) {
-    return Status::workspace_too_small;
-  }
+  const Status aligned =
+      check_alignment({{args.x, element, Status::misaligned_x},
+                       {args.y, element, Status::misaligned_y},
+                       {args.gamma, param, Status::misaligned_gamma},
+                       {args.beta, param, Status::misaligned_beta},
+                       {args.mean, kStatisticsElement, Status::misaligned_mean},
+                       {args.rstd, kStatisticsElement, Status::misaligned_rstd},
+                       {args.given_mean, kStatisticsElement, Status::misaligned_given_mean},
+                       {args.given_rstd, kStatisticsElement, Status::misaligned_given_rstd}});
+  if (aligned != Status::ok) return aligned;
+  if (too_small(workspace, needed)) return Status::workspace_too_small;
 
   const std::int64_t bytes = tensor_bytes(spec), params = param_bytes(spec);
-  const std::int64_t statistics_bytes = blocks * static_cast<std::int64_t>(sizeof(double));
-  const Region x = region(args.x, bytes), y = region(args.y, bytes);
-  const std::array outputs{y, region(args.mean, statistics_bytes),
-                           region(args.rstd, statistics_bytes),
-                           region(workspace.data(), static_cast<std::int64_t>(workspace.size()))};
+  const std::int64_t statistics = blocks * kStatisticsElement;
+  const std::array outputs{
+      Output{region(args.y, bytes), Status::overlap_y},
+      Output{region(args.mean, statistics), Status::overlap_mean},
+      Output{region(args.rstd, statistics), Status::overlap_rstd},
+      Output{region(workspace.data(), static_cast<std::int64_t>(workspace.size())),
+             Status::overlap_workspace}};
   const std::array inputs{region(args.gamma, params), region(args.beta, params),
-                          region(args.given_mean, statistics_bytes),
-                          region(args.given_rstd, statistics_bytes)};
-  if (args.x != args.y && x.touches(y)) return Status::overlap;
-  for (std::size_t i = 1; i < outputs.size(); ++i) {
-    if (outputs[i].touches(x)) return Status::overlap;
-  }
-  return overlap(outputs, inputs) ? Status::overlap : Status::ok;
+                          region(args.given_mean, statistics), region(args.given_rstd, statistics)};
+  return check_overlap(outputs, inputs, region(args.x, bytes), args.y == args.x);
 }
 
 Status check_backward_of_nothing(const Spec& spec, const Backward& args) noexcept {
   const std::int64_t param = size_of(spec.param);
-  if (misaligned(args.dgamma, param) || misaligned(args.dbeta, param)) {
-    return Status::misaligned_pointer;
-  }
+  const Status aligned = check_alignment({{args.dgamma, param, Status::misaligned_dgamma},
+                                          {args.dbeta, param, Status::misaligned_dbeta}});
+  if (aligned != Status::ok) return aligned;
   const bool none = spec.shape.c == 0 || (spec.shape.n == 0 && spec.param_stride != 0);
   const std::int64_t params = none ? 0 : param_bytes(spec);
   const bool touch = region(args.dgamma, params).touches(region(args.dbeta, params));
-  return touch ? Status::overlap : Status::ok;
+  return touch ? Status::overlap_dbeta : Status::ok;
 }
 
 Status check_backward(const Spec& spec, std::int64_t blocks, const Backward& args,
                       std::span<std::byte> workspace, std::size_t needed) noexcept {
-  if (args.x == nullptr || args.dy == nullptr) return Status::null_pointer;
-  if (args.rstd == nullptr || (spec.center && args.mean == nullptr)) {
-    return Status::missing_statistics;
-  }
+  if (args.x == nullptr) return Status::null_x;
+  if (args.dy == nullptr) return Status::null_dy;
+  if (args.rstd == nullptr) return Status::missing_rstd;
+  if (spec.center && args.mean == nullptr) return Status::missing_mean;
   const std::int64_t element = size_of(spec.data), param = size_of(spec.param);
-  for (const void* tensor : {args.x, args.dy, static_cast<const void*>(args.dx)}) {
-    if (misaligned(tensor, element)) return Status::misaligned_pointer;
-  }
-  for (const void* params : {args.gamma, args.beta, static_cast<const void*>(args.dgamma),
-                             static_cast<const void*>(args.dbeta)}) {
-    if (misaligned(params, param)) return Status::misaligned_pointer;
-  }
-  for (const double* statistics : {args.mean, args.rstd}) {
-    if (misaligned(statistics, sizeof(double))) return Status::misaligned_pointer;
-  }
-  if (workspace.size() < needed || (needed > 0 && workspace.data() == nullptr)) {
-    return Status::workspace_too_small;
-  }
+  const Status aligned =
+      check_alignment({{args.x, element, Status::misaligned_x},
+                       {args.dy, element, Status::misaligned_dy},
+                       {args.dx, element, Status::misaligned_dx},
+                       {args.gamma, param, Status::misaligned_gamma},
+                       {args.beta, param, Status::misaligned_beta},
+                       {args.dgamma, param, Status::misaligned_dgamma},
+                       {args.dbeta, param, Status::misaligned_dbeta},
+                       {args.mean, kStatisticsElement, Status::misaligned_mean},
+                       {args.rstd, kStatisticsElement, Status::misaligned_rstd}});
+  if (aligned != Status::ok) return aligned;
+  if (too_small(workspace, needed)) return Status::backward_workspace_too_small;
 
   const std::int64_t bytes = tensor_bytes(spec), params = param_bytes(spec);
-  const std::int64_t statistics = blocks * static_cast<std::int64_t>(sizeof(double));
-  const Region dx = region(args.dx, bytes), dy = region(args.dy, bytes);
-  const std::array outputs{dx, region(args.dgamma, params), region(args.dbeta, params),
-                           region(workspace.data(), static_cast<std::int64_t>(workspace.size()))};
+  const std::int64_t statistics = blocks * kStatisticsElement;
+  const std::array outputs{
+      Output{region(args.dx, bytes), Status::overlap_dx},
+      Output{region(args.dgamma, params), Status::overlap_dgamma},
+      Output{region(args.dbeta, params), Status::overlap_dbeta},
+      Output{region(workspace.data(), static_cast<std::int64_t>(workspace.size())),
+             Status::overlap_workspace}};
   const std::array inputs{region(args.x, bytes), region(args.gamma, params),
                           region(args.beta, params), region(args.mean, statistics),
                           region(args.rstd, statistics)};
-  if (args.dx != args.dy && dx.touches(dy)) return Status::overlap;
-  for (std::size_t i = 1; i < outputs.size(); ++i) {
-    if (outputs[i].touches(dy)) return Status::overlap;
-  }
-  return overlap(outputs, inputs) ? Status::overlap : Status::ok;
+  return check_overlap(outputs, inputs, region(args.dy, bytes), args.dx == args.dy);
 }
 
 }  // namespace detail
@@ -216,13 +240,16 @@ const char* status_string(Status status) noexcept {
   switch (status) {
     case Status::ok: return "ok";
     case Status::negative_size: return "shape: n, c and s must not be negative";
-    case Status::size_overflow:
-      return "shape: the bytes of x, or of gamma with its stride, must stay below 2^63";
-    case Status::groups_do_not_divide:
-      return "groups: must be at least 1 and divide the channels (virtual batches: the examples)";
+    case Status::size_overflow: return "shape: the bytes of x must stay below 2^63";
+    case Status::param_overflow:
+      return "param_stride: the bytes of gamma, n times the stride, must stay below 2^63";
+    case Status::groups_do_not_divide: return "groups: must be at least 1 and divide the channels";
+    case Status::batches_do_not_divide:
+      return "batches: must be at least 1 and divide the examples";
     case Status::block_examples: return "block.examples: must be at least 1 and divide n";
     case Status::block_channels: return "block.channels: must be at least 1 and divide c";
-    case Status::unknown_dtype: return "data, param: must be f32, f64, f16 or bf16";
+    case Status::unknown_data: return "data: must be f32, f64, f16 or bf16";
+    case Status::unknown_param: return "param: must be f32, f64, f16 or bf16";
     case Status::unknown_layout: return "layout: must be channels_first or channels_last";
     case Status::unknown_activation:
       return "activation: must be none, relu, silu, gelu, gelu_tanh or hard_swish";
@@ -236,16 +263,48 @@ const char* status_string(Status status) noexcept {
     case Status::unknown_target: return "target: no instruction set of this library has that name";
     case Status::unavailable_target:
       return "target: this machine or this build does not have that instruction set";
-    case Status::null_pointer: return "x, y, dy (and spec, plan, args): must not be null";
-    case Status::missing_statistics:
-      return "given_mean, given_rstd (backward: mean, rstd): must be passed where they are read";
-    case Status::unexpected_statistics:
-      return "mean, rstd: written where statistics are computed, given_* read where they are given";
-    case Status::misaligned_pointer: return "every pointer must be aligned to its element's size";
-    case Status::overlap:
-      return "outputs and workspace must not overlap other arguments (y == x and dx == dy are "
-             "allowed)";
+    case Status::null_spec: return "spec: must not be null";
+    case Status::null_plan: return "plan: must not be null";
+    case Status::null_args: return "args: must not be null";
+    case Status::null_x: return "x: must not be null";
+    case Status::null_y: return "y: must not be null";
+    case Status::null_dy: return "dy: must not be null";
+    case Status::missing_mean: return "mean: must not be null in backward where the spec centers";
+    case Status::missing_rstd: return "rstd: must not be null in backward";
+    case Status::missing_given_mean:
+      return "given_mean: must not be null where the spec says given_statistics and centers";
+    case Status::missing_given_rstd:
+      return "given_rstd: must not be null where the spec says given_statistics";
+    case Status::unexpected_mean: return "mean: must be null where the spec says given_statistics";
+    case Status::unexpected_rstd: return "rstd: must be null where the spec says given_statistics";
+    case Status::unexpected_given_mean:
+      return "given_mean: must be null unless the spec says given_statistics";
+    case Status::unexpected_given_rstd:
+      return "given_rstd: must be null unless the spec says given_statistics";
+    case Status::misaligned_x: return "x: must be aligned to the size of its elements";
+    case Status::misaligned_y: return "y: must be aligned to the size of its elements";
+    case Status::misaligned_gamma: return "gamma: must be aligned to the size of its elements";
+    case Status::misaligned_beta: return "beta: must be aligned to the size of its elements";
+    case Status::misaligned_mean: return "mean: must be aligned to 8 bytes, the size of a double";
+    case Status::misaligned_rstd: return "rstd: must be aligned to 8 bytes, the size of a double";
+    case Status::misaligned_given_mean:
+      return "given_mean: must be aligned to 8 bytes, the size of a double";
+    case Status::misaligned_given_rstd:
+      return "given_rstd: must be aligned to 8 bytes, the size of a double";
+    case Status::misaligned_dy: return "dy: must be aligned to the size of its elements";
+    case Status::misaligned_dx: return "dx: must be aligned to the size of its elements";
+    case Status::misaligned_dgamma: return "dgamma: must be aligned to the size of its elements";
+    case Status::misaligned_dbeta: return "dbeta: must be aligned to the size of its elements";
+    case Status::overlap_y: return "y: must not overlap another argument (y == x is allowed)";
+    case Status::overlap_mean: return "mean: must not overlap another argument";
+    case Status::overlap_rstd: return "rstd: must not overlap another argument";
+    case Status::overlap_dx: return "dx: must not overlap another argument (dx == dy is allowed)";
+    case Status::overlap_dgamma: return "dgamma: must not overlap another argument";
+    case Status::overlap_dbeta: return "dbeta: must not overlap another argument";
+    case Status::overlap_workspace: return "workspace: must not overlap another argument";
     case Status::workspace_too_small: return "workspace: must hold plan.workspace_bytes() bytes";
+    case Status::backward_workspace_too_small:
+      return "workspace: must hold plan.backward_workspace_bytes() bytes";
     case Status::executor: return "executor: threads must be from 1 to 1024";
     case Status::not_planned: return "plan: default-constructed; make it with Plan::make";
     case Status::not_built: return "this build (edge) has forward on f32 alone";

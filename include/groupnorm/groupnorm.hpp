@@ -35,15 +35,19 @@ enum class Layout : std::uint8_t { channels_first, channels_last };
 // Applied to gamma * xhat + beta before the one store of y. gelu is the exact form, with erf.
 enum class Activation : std::uint8_t { none, relu, silu, gelu, gelu_tanh, hard_swish };
 
-// Why a call was refused. status_string() says the rule in words.
+// Why a call was refused: the rule, and the one argument that broke it. status_string() says it in
+// words.
 enum class Status : std::uint8_t {
   ok,
   negative_size,
   size_overflow,
+  param_overflow,
   groups_do_not_divide,
+  batches_do_not_divide,
   block_examples,
   block_channels,
-  unknown_dtype,
+  unknown_data,
+  unknown_param,
   unknown_layout,
   unknown_activation,
   param_dtype,
@@ -53,12 +57,41 @@ enum class Status : std::uint8_t {
   eps,
   unknown_target,
   unavailable_target,
-  null_pointer,
-  missing_statistics,
-  unexpected_statistics,
-  misaligned_pointer,
-  overlap,
+  null_spec,
+  null_plan,
+  null_args,
+  null_x,
+  null_y,
+  null_dy,
+  missing_mean,
+  missing_rstd,
+  missing_given_mean,
+  missing_given_rstd,
+  unexpected_mean,
+  unexpected_rstd,
+  unexpected_given_mean,
+  unexpected_given_rstd,
+  misaligned_x,
+  misaligned_y,
+  misaligned_gamma,
+  misaligned_beta,
+  misaligned_mean,
+  misaligned_rstd,
+  misaligned_given_mean,
+  misaligned_given_rstd,
+  misaligned_dy,
+  misaligned_dx,
+  misaligned_dgamma,
+  misaligned_dbeta,
+  overlap_y,
+  overlap_mean,
+  overlap_rstd,
+  overlap_dx,
+  overlap_dgamma,
+  overlap_dbeta,
+  overlap_workspace,
   workspace_too_small,
+  backward_workspace_too_small,
   executor,
   not_planned,
   not_built,  // by the edge build alone
@@ -83,7 +116,7 @@ struct Block {
 };
 
 // Stands in Block::channels (or examples) where the asked number of groups does not divide the
-// size. Plan::make then answers groups_do_not_divide.
+// size. Plan::make then answers groups_do_not_divide (or batches_do_not_divide).
 inline constexpr std::int64_t kDoesNotDivide = -1;
 
 namespace detail {

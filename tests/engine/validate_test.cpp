@@ -43,7 +43,7 @@ const std::vector<BadSpec>& bad_specs() {
        }),
        Status::size_overflow},
       {"gamma beyond 2^63", with([](Spec& s) { s.param_stride = std::int64_t{1} << 62; }),
-       Status::size_overflow},
+       Status::param_overflow},
       {"3 groups of 8 channels", with([](Spec& s) { s.block = group_norm(s.shape, 3); }),
        Status::groups_do_not_divide},
       {"0 groups", with([](Spec& s) { s.block = group_norm(s.shape, 0); }),
@@ -51,7 +51,8 @@ const std::vector<BadSpec>& bad_specs() {
       {"-2 groups", with([](Spec& s) { s.block = group_norm(s.shape, -2); }),
        Status::groups_do_not_divide},
       {"3 virtual batches of 2 examples",
-       with([](Spec& s) { s.block = ghost_batch_norm(s.shape, 3); }), Status::groups_do_not_divide},
+       with([](Spec& s) { s.block = ghost_batch_norm(s.shape, 3); }),
+       Status::batches_do_not_divide},
       {"0 examples a block", with([](Spec& s) { s.block.examples = 0; }), Status::block_examples},
       {"-7 examples a block", with([](Spec& s) { s.block.examples = -7; }), Status::block_examples},
       {"3 of 2 examples", with([](Spec& s) { s.block.examples = 3; }), Status::block_examples},
@@ -59,9 +60,9 @@ const std::vector<BadSpec>& bad_specs() {
       {"3 of 8 channels", with([](Spec& s) { s.block.channels = 3; }), Status::block_channels},
       {"16 of 8 channels", with([](Spec& s) { s.block.channels = 16; }), Status::block_channels},
       {"a dtype that is none", with([](Spec& s) { s.data = static_cast<DType>(4); }),
-       Status::unknown_dtype},
+       Status::unknown_data},
       {"a param that is none", with([](Spec& s) { s.param = static_cast<DType>(255); }),
-       Status::unknown_dtype},
+       Status::unknown_param},
       {"a layout that is none", with([](Spec& s) { s.layout = static_cast<Layout>(2); }),
        Status::unknown_layout},
       {"an activation that is none",
@@ -98,7 +99,7 @@ TEST(Validate, Specs) {
     EXPECT_EQ(Plan::make(bad.spec, &plan), bad.status) << bad.what;
     EXPECT_EQ(plan.spec(), kGood) << bad.what << " changed the plan";
   }
-  EXPECT_EQ(Plan::make(kGood, nullptr), Status::null_pointer);
+  EXPECT_EQ(Plan::make(kGood, nullptr), Status::null_plan);
 }
 
 TEST(Validate, EmptyTensorsAreFine) {
@@ -112,7 +113,7 @@ TEST(Validate, EmptyTensorsAreFine) {
     }
   }
   EXPECT_EQ(Plan::make({.shape = {0, 8, 3}, .block = group_norm({0, 8, 3}, 3)}, nullptr),
-            Status::null_pointer);
+            Status::null_plan);
   Plan plan;
   EXPECT_EQ(Plan::make({.shape = {0, 8, 3}, .block = group_norm({0, 8, 3}, 3)}, &plan),
             Status::groups_do_not_divide);
@@ -164,40 +165,42 @@ class Arguments : public ::testing::Test {
 };
 
 TEST_F(Arguments, Pointers) {
-  expect(Status::null_pointer, with([](Forward& a) { a.x = nullptr; }), "x null");
-  expect(Status::null_pointer, with([](Forward& a) { a.y = nullptr; }), "y null");
+  expect(Status::null_x, with([](Forward& a) { a.x = nullptr; }), "x null");
+  expect(Status::null_y, with([](Forward& a) { a.y = nullptr; }), "y null");
   Forward args = args_;
   args.x = reinterpret_cast<std::byte*>(x_.data()) + 2;
-  expect(Status::misaligned_pointer, args, "x misaligned");
+  expect(Status::misaligned_x, args, "x misaligned");
   args = args_;
   args.mean = reinterpret_cast<double*>(reinterpret_cast<std::byte*>(mean_.data()) + 4);
-  expect(Status::misaligned_pointer, args, "mean misaligned");
+  expect(Status::misaligned_mean, args, "mean misaligned");
   args = args_;
   args.given_mean = mean_.data();
-  expect(Status::unexpected_statistics, args, "given mean where it is computed");
+  expect(Status::unexpected_given_mean, args, "given mean where it is computed");
 }
 
 TEST_F(Arguments, Overlap) {
   Forward args = args_;
   args.y = x_.data() + 1;
-  expect(Status::overlap, args, "y one element behind x");
+  expect(Status::overlap_y, args, "y one element behind x");
   args = args_;
   args.x = y_.data() + 1;
-  expect(Status::overlap, args, "y one element before x");
+  expect(Status::overlap_y, args, "y one element before x");
   args = args_;
   args.gamma = y_.data() + 100;
-  expect(Status::overlap, args, "gamma in y");
+  expect(Status::overlap_y, args, "gamma in y");
   args = args_;
   args.mean = args.rstd = mean_.data();
-  expect(Status::overlap, args, "mean is rstd");
+  expect(Status::overlap_rstd, args, "mean is rstd");
   args = args_;
   args.mean = reinterpret_cast<double*>(y_.data());
-  expect(Status::overlap, args, "mean in y");
+  expect(Status::overlap_mean, args, "mean in y");
   args = args_;
   args.rstd = reinterpret_cast<double*>(x_.data());
-  expect(Status::overlap, args, "rstd in x");
-  expect(Status::overlap, args_, std::as_writable_bytes(std::span(x_)), {}, "workspace is x");
-  expect(Status::overlap, args_, std::as_writable_bytes(std::span(y_)), {}, "workspace is y");
+  expect(Status::overlap_rstd, args, "rstd in x");
+  expect(Status::overlap_workspace, args_, std::as_writable_bytes(std::span(x_)), {},
+         "workspace is x");
+  expect(Status::overlap_workspace, args_, std::as_writable_bytes(std::span(y_)), {},
+         "workspace is y");
 }
 
 TEST_F(Arguments, WorkspaceAndExecutor) {
@@ -217,15 +220,15 @@ TEST_F(Arguments, GivenStatistics) {
   plan_ = make_plan(spec, nullptr);
   const std::array<double, 4> given{1, 1, 1, 1};
   Forward args{.x = x_.data(), .y = y_.data(), .given_mean = given.data()};
-  expect(Status::missing_statistics, args, "no rstd");
+  expect(Status::missing_given_rstd, args, "no rstd");
   args = {.x = x_.data(), .y = y_.data(), .given_rstd = given.data()};
-  expect(Status::missing_statistics, args, "no mean");
+  expect(Status::missing_given_mean, args, "no mean");
   args = {.x = x_.data(),
           .y = y_.data(),
           .mean = mean_.data(),
           .given_mean = given.data(),
           .given_rstd = given.data()};
-  expect(Status::unexpected_statistics, args, "mean asked for where it is given");
+  expect(Status::unexpected_mean, args, "mean asked for where it is given");
   spec.center = false;
   plan_ = make_plan(spec, nullptr);
   args = {.x = x_.data(), .y = y_.data(), .given_rstd = given.data()};
@@ -296,86 +299,87 @@ TEST_F(BackwardArguments, AreAcceptedUnspoilt) {
 }
 
 TEST_F(BackwardArguments, Pointers) {
-  expect(Status::null_pointer, with([](Backward& a) { a.x = nullptr; }), "x null");
-  expect(Status::null_pointer, with([](Backward& a) { a.dy = nullptr; }), "dy null");
-  expect(Status::missing_statistics, with([](Backward& a) { a.mean = nullptr; }), "mean null");
-  expect(Status::missing_statistics, with([](Backward& a) { a.rstd = nullptr; }), "rstd null");
+  expect(Status::null_x, with([](Backward& a) { a.x = nullptr; }), "x null");
+  expect(Status::null_dy, with([](Backward& a) { a.dy = nullptr; }), "dy null");
+  expect(Status::missing_mean, with([](Backward& a) { a.mean = nullptr; }), "mean null");
+  expect(Status::missing_rstd, with([](Backward& a) { a.rstd = nullptr; }), "rstd null");
   Backward args = args_;
   args.x = shifted(x_.data(), 2);
-  expect(Status::misaligned_pointer, args, "x misaligned");
+  expect(Status::misaligned_x, args, "x misaligned");
   args = args_;
   args.dy = shifted(dy_.data(), 1);
-  expect(Status::misaligned_pointer, args, "dy misaligned");
+  expect(Status::misaligned_dy, args, "dy misaligned");
   args = args_;
   args.dx = shifted(dx_.data(), 3);
-  expect(Status::misaligned_pointer, args, "dx misaligned");
+  expect(Status::misaligned_dx, args, "dx misaligned");
   args = args_;
   args.gamma = shifted(gamma_.data(), 2);
-  expect(Status::misaligned_pointer, args, "gamma misaligned");
+  expect(Status::misaligned_gamma, args, "gamma misaligned");
   args = args_;
   args.beta = shifted(beta_.data(), 2);
-  expect(Status::misaligned_pointer, args, "beta misaligned");
+  expect(Status::misaligned_beta, args, "beta misaligned");
   args = args_;
   args.dgamma = shifted(dgamma_.data(), 2);
-  expect(Status::misaligned_pointer, args, "dgamma misaligned");
+  expect(Status::misaligned_dgamma, args, "dgamma misaligned");
   args = args_;
   args.dbeta = shifted(dbeta_.data(), 2);
-  expect(Status::misaligned_pointer, args, "dbeta misaligned");
+  expect(Status::misaligned_dbeta, args, "dbeta misaligned");
   args = args_;
   args.mean = shifted(mean_.data(), 4);
-  expect(Status::misaligned_pointer, args, "mean misaligned");
+  expect(Status::misaligned_mean, args, "mean misaligned");
   args = args_;
   args.rstd = shifted(rstd_.data(), 4);
-  expect(Status::misaligned_pointer, args, "rstd misaligned");
+  expect(Status::misaligned_rstd, args, "rstd misaligned");
 }
 
 TEST_F(BackwardArguments, Overlap) {
   Backward args = args_;
   args.dx = x_.data();
-  expect(Status::overlap, args, "dx is x");
+  expect(Status::overlap_dx, args, "dx is x");
   args.dx = x_.data() + 1;
-  expect(Status::overlap, args, "dx one element behind x");
+  expect(Status::overlap_dx, args, "dx one element behind x");
   args.dx = dy_.data() + 1;
-  expect(Status::overlap, args, "dx one element behind dy");
+  expect(Status::overlap_dx, args, "dx one element behind dy");
   args = args_;
   args.dy = dx_.data() + 1;
-  expect(Status::overlap, args, "dx one element before dy");
+  expect(Status::overlap_dx, args, "dx one element before dy");
   args = args_;
   args.dbeta = dgamma_.data();
-  expect(Status::overlap, args, "dgamma is dbeta");
+  expect(Status::overlap_dbeta, args, "dgamma is dbeta");
   args.dbeta = dgamma_.data() + 3;
-  expect(Status::overlap, args, "dbeta behind the start of dgamma");
+  expect(Status::overlap_dbeta, args, "dbeta behind the start of dgamma");
   args.dbeta = beta_.data();
-  expect(Status::overlap, args, "dbeta is beta");
+  expect(Status::overlap_dbeta, args, "dbeta is beta");
   args.dbeta = dy_.data();
-  expect(Status::overlap, args, "dbeta in dy");
+  expect(Status::overlap_dbeta, args, "dbeta in dy");
   args = args_;
   args.dgamma = gamma_.data();
-  expect(Status::overlap, args, "dgamma is gamma");
+  expect(Status::overlap_dgamma, args, "dgamma is gamma");
   args.dgamma = x_.data() + 100;
-  expect(Status::overlap, args, "dgamma in x");
+  expect(Status::overlap_dgamma, args, "dgamma in x");
   args.dgamma = dx_.data() + 100;
-  expect(Status::overlap, args, "dgamma in dx");
+  expect(Status::overlap_dgamma, args, "dgamma in dx");
   args.dgamma = mean_.data();
-  expect(Status::overlap, args, "dgamma in mean");
+  expect(Status::overlap_dgamma, args, "dgamma in mean");
   args = args_;
   args.rstd = reinterpret_cast<const double*>(dx_.data() + 2);
-  expect(Status::overlap, args, "rstd in dx");
+  expect(Status::overlap_dx, args, "rstd in dx");
   for (std::vector<float>* const tensor : {&x_, &dy_, &dx_}) {
-    expect(Status::overlap, args_, std::as_writable_bytes(std::span(*tensor)), {},
+    expect(Status::overlap_workspace, args_, std::as_writable_bytes(std::span(*tensor)), {},
            "the workspace is a tensor");
   }
   args = args_;
   args.dx = dy_.data();
   args.dgamma = dy_.data() + 8;
-  expect(Status::overlap, args, "dgamma in dx, in place");
+  expect(Status::overlap_dgamma, args, "dgamma in dx, in place");
 }
 
 TEST_F(BackwardArguments, WorkspaceAndExecutor) {
   ASSERT_GT(workspace_.size(), 0U);
   const std::span<std::byte> all(workspace_);
-  expect(Status::workspace_too_small, args_, all.first(all.size() - 1), {}, "a byte too few");
-  expect(Status::workspace_too_small, args_, {}, {}, "no workspace");
+  expect(Status::backward_workspace_too_small, args_, all.first(all.size() - 1), {},
+         "a byte too few");
+  expect(Status::backward_workspace_too_small, args_, {}, {}, "no workspace");
   expect(Status::executor, args_, workspace_, {.threads = 0}, "0 threads");
   expect(Status::executor, args_, workspace_, {.threads = 1025}, "1025 threads");
   EXPECT_EQ(Plan().backward(args_, workspace_), Status::not_planned);
@@ -387,7 +391,7 @@ TEST_F(BackwardArguments, MeanIsNeededWhereItIsRead) {
   spec.given_statistics = true;
   plan_ = make_plan(spec, nullptr);
   args_.mean = nullptr;
-  expect(Status::missing_statistics, args_, "given statistics");
+  expect(Status::missing_mean, args_, "given statistics");
   spec.center = false;
   plan_ = make_plan(spec, nullptr);
   EXPECT_EQ(plan_.backward(args_, workspace_), Status::ok) << "not centred";

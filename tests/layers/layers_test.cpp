@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <locale>
 #include <memory>
 #include <random>
 #include <string>
@@ -649,14 +650,20 @@ TEST(GroupNormalization, TakesAnyNumberOfChannelsThatItDivides) {
       [&] {
         gn.forward(Tensor({16, 30, 64, 64}));
       },
-      {"GroupNormalization(num_groups=8)", "divide the channels", "c=30",
+      {"GroupNormalization(num_groups=8)", "divide the channels; got c=30",
        "x is [16, 30, 64, 64] f32 channels_first"});
 }
 
 TEST(GroupNormalization, RefusesGroupsThatCannotBe) {
   expect_error([] { GroupNormalization(0); }, {"num_groups=0", "at least 1"});
   expect_error([] { GroupNormalization(-4); }, {"num_groups=-4", "at least 1"});
-  expect_error([] { GroupNormalization(8, 30); }, {"num_groups=8", "divide", "c=30"});
+  expect_error([] { GroupNormalization(8, 30); }, {"num_groups=8", "divide", "got c=30"});
+}
+
+TEST(GroupNormalization, NamesTheThreadsThatCannotBe) {
+  GroupNormalization gn(2);
+  gn.options.executor = {.threads = 0};
+  expect_error([&] { gn.forward(Tensor({1, 4})); }, {"executor", "from 1 to 1024", "threads=0"});
 }
 
 TEST(GroupNormalization, TakesEpsByPosition) {
@@ -1000,17 +1007,21 @@ TEST(Describe, NamesTheValuesThatBrokeTheRule) {
     const std::string message = describe(status, broken);
     EXPECT_EQ(message, std::string(status_string(status)) + "; got " + values);
   };
-  expect(spec([](Spec& s) { s.shape.c = -6; }), Status::negative_size, "n=4, c=-6, s=5");
+  expect(spec([](Spec& s) { s.shape.c = -6; }), Status::negative_size, "c=-6");
   expect(spec([](Spec& s) { s.shape.s = std::int64_t{1} << 60; }), Status::size_overflow,
-         "n=4, c=6, s=1152921504606846976, data=f32, param_stride=0");
+         "n=4, c=6, s=1152921504606846976, data=f32");
+  expect(spec([](Spec& s) { s.param_stride = std::int64_t{1} << 61; }), Status::param_overflow,
+         "param_stride=2305843009213693952, n=4, c=6, param=f32");
   expect(spec([](Spec& s) { s.block = group_norm(s.shape, 4); }), Status::groups_do_not_divide,
-         "n=4, c=6, s=5");
+         "c=6");
+  expect(spec([](Spec& s) { s.block = ghost_batch_norm(s.shape, 3); }),
+         Status::batches_do_not_divide, "n=4");
   expect(spec([](Spec& s) { s.block.examples = 3; }), Status::block_examples,
          "block.examples=3, n=4");
   expect(spec([](Spec& s) { s.block.channels = 4; }), Status::block_channels,
          "block.channels=4, c=6");
-  expect(spec([](Spec& s) { s.data = static_cast<DType>(9); }), Status::unknown_dtype,
-         "data=9, param=0");
+  expect(spec([](Spec& s) { s.data = static_cast<DType>(9); }), Status::unknown_data, "data=9");
+  expect(spec([](Spec& s) { s.param = static_cast<DType>(9); }), Status::unknown_param, "param=9");
   expect(spec([](Spec& s) { s.layout = static_cast<Layout>(5); }), Status::unknown_layout,
          "layout=5");
   expect(spec([](Spec& s) { s.activation = static_cast<Activation>(6); }),
@@ -1027,8 +1038,55 @@ TEST(Describe, NamesTheValuesThatBrokeTheRule) {
   expect(spec([](Spec& s) { s.eps = -0.5; }), Status::eps, "eps=-0.5");
 }
 
+// As a program for people sets it: "1.000.000" and "0,5".
+class ThousandsApart : public std::numpunct<char> {
+  char do_thousands_sep() const override { return '.'; }
+  std::string do_grouping() const override { return "\3"; }
+  char do_decimal_point() const override { return ','; }
+};
+
+TEST(Describe, WritesNumbersThatNoLocaleChanges) {
+  const std::locale before = std::locale::global(std::locale({}, new ThousandsApart));
+  const std::string eps =
+      describe(Status::eps, {.shape = {2, 1000000, 3}, .block = {}, .eps = -0.5});
+  const std::string block =
+      describe(Status::block_channels, {.shape = {2, 1000000, 3}, .block = {1, 300000}});
+  std::string momentum;
+  try {
+    BatchNormalization(1000, 1e-5, /*momentum=*/1234.5);
+  } catch (const Error& error) {
+    momentum = error.what();
+  }
+  std::locale::global(before);
+  EXPECT_TRUE(eps.ends_with("; got eps=-0.5")) << eps;
+  EXPECT_TRUE(block.ends_with("; got block.channels=300000, c=1000000")) << block;
+  EXPECT_TRUE(momentum.ends_with("; got momentum=1234.5")) << momentum;
+}
+
+TEST(Describe, NamesOneArgument) {
+  const std::pair<Status, std::string> arguments[] = {
+      {Status::null_y, "y: "},
+      {Status::missing_mean, "mean: "},
+      {Status::unexpected_given_rstd, "given_rstd: "},
+      {Status::misaligned_dgamma, "dgamma: "},
+      {Status::overlap_workspace, "workspace: "},
+      {Status::unknown_param, "param: "},
+      {Status::batches_do_not_divide, "batches: "},
+  };
+  for (const auto& [status, argument] : arguments) {
+    EXPECT_TRUE(std::string(status_string(status)).starts_with(argument)) << status_string(status);
+  }
+  // A list before the colon would be several.
+  for (int i = 1; i < static_cast<int>(Status::not_built); ++i) {
+    const std::string words = status_string(static_cast<Status>(i));
+    const std::size_t colon = words.find(':');
+    EXPECT_NE(colon, words.npos) << words;
+    EXPECT_EQ(words.substr(0, colon).find_first_of(", "), words.npos) << words;
+  }
+}
+
 TEST(Describe, SaysTheRuleAloneWhereTheSpecIsNotToBlame) {
-  for (const Status status : {Status::ok, Status::overlap, Status::workspace_too_small,
+  for (const Status status : {Status::ok, Status::overlap_y, Status::workspace_too_small,
                               Status::unknown_target, Status::not_planned}) {
     EXPECT_EQ(describe(status, Spec{}), status_string(status));
   }
