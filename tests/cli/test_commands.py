@@ -335,4 +335,6 @@ def test_help(cli, command):
 
 
 def test_help_says_what_stats_hold(cli):
-    assert "[2, N / block.examples, C / block.channels]" in cli.ok("run", "--help")
+    assert "[2, N / block.examples, C / block.channels]" in cli.ok(
+        "run", "--help", env={"COLUMNS": "1000"}
+    )
