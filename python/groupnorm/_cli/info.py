@@ -13,7 +13,7 @@ from .machine import caches
 
 _PACKAGES = (
     *("numpy", "torch", "ml_dtypes"),
-    *("nibabel", "pillow", "pydicom"),
+    *("imagecodecs", "nibabel", "pillow", "pydicom", "tifffile"),
     *("matplotlib", "rich"),
 )
 

@@ -26,22 +26,18 @@ from .command import (
     whole_number,
 )
 from .files import (
-    DTYPES,
-    FloatArray,
-    Result,
-    Tensor,
-    View,
+    FORMATS,
     read,
-    read_npy,
-    require_file,
+    read_param,
     require_known_output,
     require_writable,
     suffix_of,
-    view,
     write,
-    write_npy,
 )
+from .files_numpy import write_npy
+from .format import How
 from .pending import pending, same_file
+from .tensor import DTYPES, FloatArray, Result, Tensor, View, view
 
 # The examples and the channels of a block, from n, c and the number of groups.
 _BLOCKS: dict[str, Callable[[int, int, int], tuple[int, int]]] = {
@@ -58,18 +54,23 @@ _GROUPED = ("group", "ghost_batch", "batch_group", "group_rms")
 _MOST_ROWS = 8
 
 _DESCRIPTION = """\
-Normalize the array of a file. What its axes are depends on the file:
+Normalize the array of a file. Its first bytes tell its format, whatever its name, and that tells
+what its axes are:
 
-  .npy .npz        N, C, space...    (N, space..., C with --layout channels_last)
-  .nii .nii.gz     space, and the fourth axis is C (needs nibabel)
-  .dcm             frames are N, colours C; values are rescaled (needs pydicom)
-  .png .jpg .tif   pages are N, colours C, without alpha (needs pillow)
+  npy, npz     N, C, space...    (N, space..., C with --layout channels_last)
+  nifti        space, and the fourth axis is C, as are colours (needs nibabel)
+  dicom        frames are N, colours C; values are rescaled (needs pydicom)
+  png, jpeg    colours are C, without alpha; turned as a viewer does (needs pillow, imagecodecs)
+  tiff         the same; pages are N (needs tifffile, imagecodecs)
 
-or --axes says it. Where there is no axis N or C, there is one example, one channel. float16,
-float32 and float64 stay what they are, integers become float32.
+or --axes says it. Where there is no axis N or C, there is one example, one channel. Values stay what
+they are: integers and rescaled values become float32 where that holds all of them, else float64; what
+float64 does not hold is refused. float16, float32 and float64 keep their dtype.
 
-Written are .npy, .npz (y, mean, rstd), .nii, .nii.gz (with the affine and header of the .nii that
-was read) and .png (scaled to 8 bits, for viewing), under the name of -o when complete."""
+Written are .npy, .npz (y, mean, rstd), .nii, .nii.gz and .png (scaled to 8 bits, for viewing), under
+the name of -o when complete. A .nii keeps the affine and header of a NIfTI, or spacing, orientation
+and position of a DICOM image; a .png the ICC profile, EXIF, text and resolution of an image. What is
+not kept is named."""
 
 
 def _axes(text: str) -> str:
@@ -126,6 +127,22 @@ def add_to(commands: Any) -> None:
         default=0,
         help="the variance divides by m less this; default: 0",
     )
+    add(
+        "--format",
+        choices=FORMATS,
+        metavar="NAME",
+        help=f"of x, where its first bytes tell several: one of {', '.join(FORMATS)}",
+    )
+    add(
+        "--force",
+        action="store_true",
+        help="read x as --format or its name says, else as dicom, though its first bytes do not",
+    )
+    add(
+        "--large",
+        action="store_true",
+        help="read images of any number of pixels; without it up to 178956970",
+    )
     add("--key", metavar="NAME", help="which array of a .npz; default: the only one")
     add(
         "--stats",
@@ -162,10 +179,10 @@ def _read_param(option: str, path: Path | None, seen: View, notes: list[str]) ->
     """gamma or beta, in float32, or float64 where x is."""
     if path is None:
         return None
-    if suffix_of(path) != ".npy":
-        raise BadInput(f"{option}: '{path}': the name must end in .npy")
-    require_file(path)
-    param, _ = read_npy(path)
+    try:
+        param = read_param(path)
+    except BadInput as error:
+        raise BadInput(f"{option}: {error}") from error
     shared, adaptive = (seen.c,), (seen.n, seen.c)
     if param.shape not in (shared, adaptive):
         raise BadInput(
@@ -174,9 +191,16 @@ def _read_param(option: str, path: Path | None, seen: View, notes: list[str]) ->
             "and example"
         )
     dtype = np.float64 if seen.array.dtype == np.float64 else np.float32
+    with np.errstate(over="ignore"):
+        rounded: FloatArray = np.ascontiguousarray(param, dtype=dtype)
+    if np.isinf(rounded).sum() > np.isinf(param).sum():
+        most = np.abs(param[np.isfinite(param)]).max()
+        raise BadInput(
+            f"{option}: '{path}': must be within float32, as x is not float64; got {most:g}"
+        )
     if param.dtype == np.float64 and dtype == np.float32:
         notes.append(f"{option[2:]} rounded from float64 to float32")
-    return np.ascontiguousarray(param, dtype=dtype)
+    return rounded
 
 
 class _Norm:
@@ -298,7 +322,11 @@ def _run(options: argparse.Namespace) -> int:
     if options.stats is not None and suffix_of(options.stats) != ".npy":
         raise BadInput(f"--stats: '{options.stats}': the name must end in .npy")
     _require_own_files(options)
-    x = read(options.x, options.key, options.layout, options.axes)
+    how = How(
+        *(options.key, options.layout, options.axes),
+        *(options.format, options.force, options.large),
+    )
+    x = read(options.x, how)
     require_writable(options.output, x)
     seen = view(x)
     norm = _Norm(options, seen)
