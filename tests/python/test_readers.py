@@ -50,7 +50,7 @@ def draw(seed, dtype, shape):
         return (rng.standard_normal(shape) * spread + [0, 1000, 0, 3][kind]).astype(dtype)
     low, high = int(numpy.iinfo(dtype).min), int(numpy.iinfo(dtype).max)
     if kind < 2:  # somewhere below a power of two, where digits are lost first
-        top = min(high, 2 ** int(rng.integers(1, 65)))
+        top = min(high, 2 ** int(rng.choice([2, 8, 16, 24, 25, 31, 53, 54, 63, 64])))
         low, high = max(low, top - [3, 599][kind]), top
     elif kind == 2:
         return rng.choice(numpy.array([low, low + 1, 0, high - 1, high], dtype), shape)
@@ -646,6 +646,7 @@ def contents():
             lambda file: tifffile.imwrite(file, array.reshape(3, 3, 31), photometric="minisblack")
         ),
         "lzw.tif": saved(lambda file: tifffile.imwrite(file, array, compression="lzw")),
+        "deflate.tif": saved(lambda file: tifffile.imwrite(file, array, compression="zlib")),
         "pillow.tif": saved(lambda file: picture.save(file, "TIFF")),
     }
 
@@ -668,9 +669,7 @@ def test_a_file_cut_short(cli, name):
         assert (status, out) == (2, "") and err.count("\n") == 1, (size, err)
         assert f"'{name}': cannot be read: " in err and "cut short" in err, (size, err)
         assert cli.files() == [name]
-    assert not read_whole or name in ("x.nii.gz", "x.tif", "pages.tif", "lzw.tif", "pillow.tif"), (
-        read_whole
-    )
+    assert not read_whole or name.endswith((".gz", ".tif")), read_whole
 
 
 @pytest.mark.parametrize("name", contents())
