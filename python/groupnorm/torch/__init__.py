@@ -7,6 +7,7 @@ Same modules, same state_dict, same memory formats; forward and backward, torch.
 torch.export. Calls run on torch's own threads.
 """
 
+from . import export as export  # what it registers
 from . import functional
 from .modules import GroupNorm, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d, LayerNorm
 from .replace import (

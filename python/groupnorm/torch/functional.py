@@ -90,8 +90,8 @@ def _record(
     eps: float,
     activation: str,
 ) -> Tensor | None:
-    """The operator, for who sees operators only; None for other subclasses of Tensor."""
-    if not _kernels.divides(num_groups, x.shape):
+    """The operator, for who sees operators only; None for ONNX and other subclasses of Tensor."""
+    if torch.onnx.is_in_onnx_export() or not _kernels.divides(num_groups, x.shape):
         return None
     params = [p for p in (weight, bias) if p is not None]
     for t in (x, *params):

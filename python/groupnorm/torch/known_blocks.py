@@ -1,4 +1,4 @@
-"""Modules of other packages whose forward is known: read by people, told by its digest.
+"""Blocks of other packages whose forward is known: read by people, told by its digest.
 
 A row holds for instances of exactly that class with one of these versions of its methods. What
 another version does is not guessed at: nothing is fused then. To add a version, read it first.
@@ -10,13 +10,12 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 
-@dataclass(frozen=True)
-class Fusion:
+class Fusion(NamedTuple):
     """An activation that takes all results of some norms.
 
     Attributes:
@@ -34,38 +33,22 @@ class Fusion:
 
 
 @dataclass(frozen=True)
-class Known:
-    """A class.
+class KnownBlock:
+    """A class of modules that hold norms and the activations after them.
 
     Attributes:
         name: its module and qualified name.
         digests: SHA-256 of the source of its methods, one for each version.
-        methods: those that the row is about.
+        fusions: what its forward does with its norms.
+        methods: forward, and what it calls of the block itself.
         condition: what must hold for an instance.
     """
 
     name: str
     digests: tuple[str, ...]
+    fusions: tuple[Fusion, ...]
     methods: tuple[str, ...] = ("forward",)
-    condition: Callable[[Any], bool] = lambda module: True
-
-
-@dataclass(frozen=True)
-class KnownBlock(Known):
-    """A module that holds norms and the activations after them; no other method calls these."""
-
-    fusions: tuple[Fusion, ...] = ()
-
-
-@dataclass(frozen=True)
-class KnownNorm(Known):
-    """A subclass that computes what its parent does; if activated, ``act(drop(y))`` of that."""
-
-    activated: bool = False
-
-
-def _not_fast(norm: Any) -> bool:
-    return norm.__dict__.get("_fast_norm") is False
+    condition: Callable[[Any], bool] = lambda block: True
 
 
 _BLOCKS = (
@@ -99,8 +82,8 @@ _BLOCKS = (
     ),
     KnownBlock(
         "timm.models.resnet.ResNet",
-        ("640928a1a1a496685c57f8ec0f40e24208552b89c14a98304e25a52ed9b8e4fb",),  # timm 1.0.31
-        methods=("forward", "forward_features", "forward_intermediates"),
+        ("e257d4e02c6f973a1fadaeed21b503d32d882aaa52805e5bc08e2200b3875efa",),  # timm 1.0.31
+        methods=("forward", "forward_features"),
         fusions=(Fusion(("bn1",), "act1"),),
     ),
     KnownBlock(
@@ -109,39 +92,20 @@ _BLOCKS = (
         fusions=(Fusion(("bn1",), "act1"), Fusion(("bn2",), "act2", through=("drop_block",))),
     ),
 )
-_NORMS = (
-    KnownNorm(
-        "timm.layers.norm.GroupNorm",
-        ("78a98bbc815290f64b76fdb5536c4ffd086479472e34652c5d2a48442aa45a84",),  # timm 1.0.31
-        condition=_not_fast,
-    ),
-    KnownNorm(
-        "timm.layers.norm.GroupNorm1",
-        ("1e1c9e4e3bea4071fc4bf0ffeec0923e29cabe8e7b2ada811bee40fb9cd977c0",),  # timm 1.0.31
-        condition=_not_fast,
-    ),
-    KnownNorm(
-        "timm.layers.norm_act.GroupNormAct",
-        ("754cf6d04891143c96d9da71e125199be456e58e636d0b32cba0ae03f6bcbb3f",),  # timm 1.0.31
-        condition=_not_fast,
-        activated=True,
-    ),
-)
 BLOCKS = {row.name: row for row in _BLOCKS}
-NORMS = {row.name: row for row in _NORMS}
 
 
-def class_name(module: nn.Module) -> str:
-    """What the tables know the class of a module by."""
-    return f"{type(module).__module__}.{type(module).__qualname__}"
+def class_name(cls: type[nn.Module]) -> str:
+    """What the table knows a class by."""
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def difference(module: nn.Module, row: Known) -> str | None:
+def difference(block: nn.Module, cls: type[nn.Module], row: KnownBlock) -> str | None:
     """What keeps a row from holding for an instance of its class; None where it holds."""
-    methods = tuple(getattr(type(module), name, None) for name in row.methods)
-    if any(name in module.__dict__ for name in row.methods) or _digest(methods) not in row.digests:
+    methods = tuple(getattr(cls, name, None) for name in row.methods)
+    if any(name in block.__dict__ for name in row.methods) or _digest(methods) not in row.digests:
         return "a version of its forward that is not known"
-    return None if row.condition(module) else "settings for which its forward is not known"
+    return None if row.condition(block) else "settings for which its forward is not known"
 
 
 @functools.lru_cache(maxsize=256)

@@ -2,21 +2,52 @@
 
 Each is a subclass: parameters, state_dict, pickling, ``.to`` and ``isinstance`` are torch's. One
 keyword more, ``activation``, is applied before y is stored (see groupnorm.torch.functional).
+torch.jit.script compiles torch's own functions in their place; torch.fx keeps each as one node.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from . import functional
+from ._ops import ACTIVATIONS
 
 
-class _Activated(nn.Module):
-    """What the modules share: the activation that is fused into them."""
+def _activated(y: Tensor, activation: str) -> Tensor:
+    """ACTIVATIONS for TorchScript, which has no dict of functions."""
+    if activation == "relu":
+        y = nn.functional.relu(y)
+    elif activation == "silu":
+        y = nn.functional.silu(y)
+    elif activation == "gelu":
+        y = nn.functional.gelu(y)
+    elif activation == "gelu_tanh":
+        y = nn.functional.gelu(y, approximate="tanh")
+    elif activation == "hard_swish":
+        y = nn.functional.hardswish(y)
+    return y
+
+
+class Activated(nn.Module):
+    """What the modules share: the activation that is fused into them.
+
+    Their ``forward`` is torch's own functions in TorchScript, and `run` everywhere else.
+    """
 
     # Of a module that was made by its parent class.
     activation: str = "none"
+    # Whether `normalize` is all that forward does, so that a block may call it instead (fusion.py).
+    # Not inherited: a subclass may have another forward.
+    takes_activation: ClassVar[bool] = False
+    __constants__: list[str]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.takes_activation = cls.__dict__.get("takes_activation", False)
+        constants: Any = getattr(cls, "__constants__", ())
+        cls.__constants__ = [*dict.fromkeys((*constants, "activation"))]  # of TorchScript
 
     def _set_activation(self, activation: str | None) -> None:
         name = functional.activation_name(activation)
@@ -27,8 +58,34 @@ class _Activated(nn.Module):
         parent = super().extra_repr()
         return parent if self.activation == "none" else f"{parent}, activation={self.activation}"
 
+    def normalize(self, input: Tensor, activation: str) -> Tensor:
+        """The norm and that activation after it, in one call of the engine."""
+        raise NotImplementedError
 
-class GroupNorm(_Activated, nn.GroupNorm):
+    def run(self, input: Tensor) -> Tensor:
+        """The norm and its own activation."""
+        if isinstance(input, fx.Proxy):
+            recorded: Tensor = self._record(input)
+            return recorded
+        return self.normalize(input, self.activation)
+
+    def _record(self, input: fx.Proxy) -> Any:
+        """One node of a graph of torch.fx, as for a module of torch.nn.
+
+        A Tracer leaves a module whole that is of torch.nn by its name, and looks into ours. There
+        it finds this, whatever class it is of.
+        """
+        tracer = input.tracer
+        if isinstance(tracer, fx.Tracer) and tracer.root is not self:
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), (input,), {})
+        return self.own(input, self.activation)  # type: ignore[arg-type]
+
+    def own(self, input: Tensor, activation: str) -> Tensor:
+        """The same by the forward of the class behind ours."""
+        return ACTIVATIONS[activation](super().forward(input))
+
+
+class GroupNorm(Activated, nn.GroupNorm):
     """torch.nn.GroupNorm on the engine (Wu & He, arXiv:1803.08494).
 
     Args:
@@ -38,13 +95,15 @@ class GroupNorm(_Activated, nn.GroupNorm):
         affine: whether there are weight and bias, [C].
         device: of weight and bias.
         dtype: of weight and bias.
+        bias: whether there is a bias; False takes a torch whose GroupNorm has this argument.
         activation: 'none', 'relu', 'silu', 'gelu', 'gelu_tanh' or 'hard_swish'; None: 'none'.
-        kwargs: what else the GroupNorm of the torch that is installed takes (``bias``).
 
     Raises:
         ValueError: num_groups is below 1 or does not divide num_channels, or the activation is
             unknown.
     """
+
+    takes_activation = True
 
     def __init__(
         self,
@@ -55,53 +114,105 @@ class GroupNorm(_Activated, nn.GroupNorm):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
+        bias: bool = True,
         activation: str | None = None,
-        **kwargs: Any,
     ) -> None:
         if num_groups < 1 or num_channels % num_groups != 0:
             raise ValueError(
                 f"num_groups: must be at least 1 and divide num_channels={num_channels}; "
                 f"got {num_groups}"
             )
-        super().__init__(num_groups, num_channels, eps, affine, device, dtype, **kwargs)
+        more: dict[str, Any] = {} if bias else {"bias": False}
+        super().__init__(num_groups, num_channels, eps, affine, device, dtype, **more)
         self._set_activation(activation)
 
     def forward(self, input: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            y = nn.functional.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+            return _activated(y, self.activation)
+        else:  # TorchScript compiles what is after a return
+            return self.run(input)
+
+    def normalize(self, input: Tensor, activation: str) -> Tensor:
         return functional.group_norm(
-            input, self.num_groups, self.weight, self.bias, self.eps, activation=self.activation
+            input, self.num_groups, self.weight, self.bias, self.eps, activation=activation
         )
 
 
-class LayerNorm(_Activated, nn.LayerNorm):
+class LayerNorm(Activated, nn.LayerNorm):
     """torch.nn.LayerNorm on the engine (Ba et al., arXiv:1607.06450).
 
     Takes the arguments of torch.nn.LayerNorm, and activation as GroupNorm.
     """
 
-    def __init__(self, *args: Any, activation: str | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    takes_activation = True
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        activation: str | None = None,
+    ) -> None:
+        shape: Any = normalized_shape
+        super().__init__(shape, eps, elementwise_affine, bias, device, dtype)
         self._set_activation(activation)
 
     def forward(self, input: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            y = nn.functional.layer_norm(
+                input, self.normalized_shape, self.weight, self.bias, self.eps
+            )
+            return _activated(y, self.activation)
+        else:
+            return self.run(input)
+
+    def normalize(self, input: Tensor, activation: str) -> Tensor:
         return functional.layer_norm(
-            input,
-            self.normalized_shape,
-            self.weight,
-            self.bias,
-            self.eps,
-            activation=self.activation,
+            input, self.normalized_shape, self.weight, self.bias, self.eps, activation=activation
         )
 
 
-class _InstanceNorm(_Activated, nn.modules.instancenorm._InstanceNorm):
-    def __init__(self, *args: Any, activation: str | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+class _InstanceNorm(Activated, nn.modules.instancenorm._InstanceNorm):
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+    ) -> None:
+        more: dict[str, Any] = {} if bias else {"bias": False}
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, **more
+        )
         self._set_activation(activation)
 
-    # What forward of torch's does once it has checked the input and given it a batch axis.
-    def _apply_instance_norm(self, input: Tensor) -> Tensor:
-        return functional.instance_norm(
-            input,
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            self._check_input_dim(input)
+            alone = input.dim() == self._get_no_batch_dim()
+            y = self._apply_instance_norm(input.unsqueeze(0) if alone else input)
+            return _activated(y.squeeze(0) if alone else y, self.activation)
+        else:
+            return self.run(input)
+
+    def normalize(self, input: Tensor, activation: str) -> Tensor:
+        rank = self._get_no_batch_dim()
+        batch = input.unsqueeze(0) if input.dim() == rank else input
+        if batch.dim() != rank + 1 or batch.shape[1] != self.num_features:
+            return self.own(input, activation)  # which refuses, or warns
+        y = functional.instance_norm(
+            batch,
             self.running_mean,
             self.running_var,
             self.weight,
@@ -109,17 +220,24 @@ class _InstanceNorm(_Activated, nn.modules.instancenorm._InstanceNorm):
             self.training or not self.track_running_stats,
             self.momentum if self.momentum is not None else 0.0,
             self.eps,
-            activation=self.activation,
+            activation=activation,
         )
+        return y if batch is input else y.squeeze(0)
 
 
 class InstanceNorm1d(_InstanceNorm, nn.InstanceNorm1d):
     """torch.nn.InstanceNorm1d on the engine (arXiv:1607.08022); activation as GroupNorm."""
 
+    takes_activation = True
+
 
 class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
     """torch.nn.InstanceNorm2d on the engine (arXiv:1607.08022); activation as GroupNorm."""
 
+    takes_activation = True
+
 
 class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
     """torch.nn.InstanceNorm3d on the engine (arXiv:1607.08022); activation as GroupNorm."""
+
+    takes_activation = True

@@ -1,21 +1,28 @@
 """Puts the modules of groupnorm.torch into a model, and takes them out again.
 
 A norm is replaced by giving the module another class: it stays the same object, with its
-parameters, buffers, hooks, mode and names. An activation moves into the norm before it in an
-nn.Sequential and in blocks that are known (known_blocks.py); a `FusedActivation` holds its place.
+parameters, buffers, hooks, mode and names. Where an activation follows it, the module that holds
+both gets a class that computes the pair in one call (fusion.py).
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from itertools import pairwise
 
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from . import known_blocks
+from . import fusion, known_blocks, known_norms
+from .derived import Derived, derive, origin_of
 from .known_blocks import Fusion
-from .modules import GroupNorm, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d, LayerNorm
+from .modules import (
+    Activated,
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LayerNorm,
+)
 
 _FilterFn = Callable[[nn.Module, str], bool]
 
@@ -30,6 +37,7 @@ _NORMS: dict[type[nn.Module], tuple[str, type[nn.Module]]] = {
 _OURS = tuple(ours for _, ours in _NORMS.values())
 _INCLUDE = ("group", "instance", "layer")
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+# In the __dict__ of a norm of torch.nn that was replaced: its class.
 _ORIGIN = "_groupnorm_origin"
 
 
@@ -40,9 +48,9 @@ class Replacement:
     Attributes:
         name: its qualified name; "" for the model itself.
         kind: the class it had.
-        activation: what was fused into it: 'none', 'relu', 'silu', ...
-        activation_names: qualified names of the activations that it took over: none or one.
-        note: why no activation was fused, where there is one beside it; or what to know.
+        activation: what is computed in the same call: 'none', 'relu', 'silu', ...
+        activation_names: qualified names of the activations that this is: none or one.
+        note: why no activation is, where there is one beside it; or what to know.
     """
 
     name: str
@@ -54,7 +62,7 @@ class Replacement:
     def __str__(self) -> str:
         text = f"{self.name or '(the model)'}  {self.kind}"
         if self.activation != "none":
-            text += f" + {self.activation}"
+            text += f" + {self.activation} of {' and '.join(self.activation_names)}"
         return f"{text}  ({self.note})" if self.note else text
 
 
@@ -76,6 +84,7 @@ class Report:
 
     replaced: list[Replacement] = field(default_factory=list)
     skipped: list[Skip] = field(default_factory=list)
+    advice: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         fused = sum(r.activation != "none" for r in self.replaced)
@@ -83,56 +92,18 @@ class Report:
         lines = [head + f"{len(self.skipped)} skipped"]
         lines += [f"  replaced  {r}" for r in self.replaced]
         lines += [f"  skipped   {s}" for s in self.skipped]
-        return "\n".join(lines)
+        return "\n".join(lines + self.advice)
 
 
-class FusedActivation(nn.Module):
-    """Holds the place of an activation that the norm before it has taken over.
-
-    Args:
-        original: the activation.
-        side_rank: inputs of so many axes come from no norm: the activation is applied to them.
-            None: there are none.
-    """
-
-    original: nn.Module
-
-    def __init__(self, original: nn.Module, side_rank: int | None = None) -> None:
-        super().__init__()
-        # No submodule: whoever walks the model should not find what is not called.
-        self.__dict__["original"] = original
-        self.side_rank = side_rank
-        self.training = original.training
-
-    def forward(self, input: Tensor) -> Tensor:
-        y: Tensor = self.original(input) if input.dim() == self.side_rank else input
-        return y
-
-    def extra_repr(self) -> str:
-        return repr(self.original)
-
-
-class _GroupNormAct(GroupNorm):
-    """A group norm with a drop and an activation of its own (KnownNorm.activated)."""
-
-    drop: nn.Module
-    act: nn.Module
-
-    def forward(self, input: Tensor) -> Tensor:
-        y = super().forward(input)
-        return y if self.activation != "none" else self.act(self.drop(y))
-
-
-@dataclass
-class _Origin:
-    """How to undo a replacement: kept in the module."""
-
-    cls: type[nn.Module]
-    slots: list[FusedActivation] = field(default_factory=list)
-
-
-# Norm -> the class that it gets, and what to report of it.
-_Plans = dict[nn.Module, tuple[type[nn.Module], Replacement]]
+_FUSED = (
+    "A norm computes its activation where the module that holds both is called and neither has "
+    "hooks. fuse_activation=False keeps all of them apart."
+)
+_EXPORT = (
+    "torch.fx, torch.compile, torch.export and torch.onnx.export take the model as it is. Before "
+    "torch.jit.script or torch.jit.trace, and before torch.save or torch.export of what has to "
+    "run without groupnorm, call restore_group_norm_(model)."
+)
 
 
 def replace_group_norm_(
@@ -141,117 +112,120 @@ def replace_group_norm_(
     filter_fn: _FilterFn | None = None,
     fuse_activation: bool = True,
     include: Collection[str] = _INCLUDE,
+    trusted: Collection[type[nn.Module]] = (),
 ) -> Report:
     """Puts groupnorm.torch's modules in place of torch.nn's, in place.
 
     Each GroupNorm, InstanceNorm1d, 2d, 3d and LayerNorm of the model stays the same object and
-    gets our class: parameters, hooks, mode, dtype, device and ``state_dict`` are untouched. A
-    subclass is skipped, but for those whose forward is known (GroupNorm, GroupNorm1 and
-    GroupNormAct of timm).
+    gets our class: parameters, hooks, mode, dtype, device and ``state_dict`` are untouched. So does
+    a subclass, and it stays an instance of it, where its forward is that of torch, or computes it
+    in float32 and gives the dtype of the input back (GroupNorm32), or over the channels of
+    [N, C, H, W] (LayerNorm2d), or is one that known_norms.py has otherwise. Others are skipped.
 
-    An nn.SiLU, ReLU, GELU or Hardswish is computed inside the norm before it where the two are
-    neighbours in an nn.Sequential, and in the blocks of monai, diffusers and timm whose forward is
-    known (known_blocks.py). A FusedActivation holds its place. Where your code calls children of
-    such a module itself, or takes an nn.Sequential apart between the two, pass
-    ``fuse_activation=False``.
+    Where an nn.SiLU, ReLU, GELU or Hardswish follows such a norm in an nn.Sequential, or in a block
+    of monai, diffusers or timm whose forward is known (known_blocks.py), the module that holds both
+    gets a class that computes them in one call. The modules stay as they are: each gives its own
+    result when it is called by itself or taken elsewhere, and a pair of which one has hooks when
+    the call comes, whenever they were added, is called as two modules.
+
+    torch.fx, torch.compile, torch.export and torch.onnx.export take the model as it is. For
+    torch.jit.script, and for files that are to be read without this package, call
+    `restore_group_norm_` first.
 
     Args:
         model: any module; a norm itself is fine.
         filter_fn: called with each norm and its qualified name; False leaves it as it is.
-        fuse_activation: whether activations are moved into norms.
+        fuse_activation: whether activations are computed in norms.
         include: which norms: of 'group', 'instance' and 'layer'.
+        trusted: subclasses of torch's norms that you know to compute what their parent does; of a
+            16-bit input maybe in float32, rounded to the dtype of the input.
 
     Returns:
         What was replaced, and what was skipped and why. ``print`` shows it.
 
     Raises:
-        TypeError: model is no nn.Module, or filter_fn can't be called.
-        ValueError: include names something else.
+        TypeError: model is no nn.Module, filter_fn can't be called, or trusted holds something
+            other than classes.
+        ValueError: include names something else, or trusted a class that is no subclass of a norm
+            of torch.
     """
     _check(model, filter_fn)
     if isinstance(include, str) or not set(include) <= set(_INCLUDE):
         raise ValueError(f"include: must be a collection of {', '.join(_INCLUDE)}; got {include!r}")
+    _check_trusted(trusted)
     report = Report()
-    plans: _Plans = {}
+    plans: dict[nn.Module, tuple[type[nn.Module], Replacement]] = {}
     for name, module in model.named_modules():
         parent = next((c for c in type(module).__mro__ if c in _NORMS), None)
-        if parent is None or _NORMS[parent][0] not in include:
+        mixins = known_norms.module_mixins(module) if parent is None else None
+        if (_NORMS[parent][0] if parent else "layer" if mixins else "") not in include:
             continue
-        kind = type(module).__name__
         reason = _refusal(module, name, filter_fn)
-        cls = _NORMS[parent][1]
-        if reason is None and type(module) is not parent:
-            row = known_blocks.NORMS.get(known_blocks.class_name(module))
-            if row is None:
+        if reason is None and parent is not None and type(module) is not parent:
+            mixins = known_norms.subclass_mixins(module, parent)
+            if type(module) in trusted:
+                mixins = (known_norms.InFloat32,)
+            elif mixins is None:
                 reason = f"a subclass of {parent.__name__} that may compute something else"
-            elif (difference := known_blocks.difference(module, row)) is not None:
-                reason = f"a subclass of {parent.__name__} with {difference}"
-            elif row.activated:
-                cls = _GroupNormAct
-        if reason is None:
-            plans[module] = cls, Replacement(name, kind)
-        else:
+        kind = type(module).__name__
+        if reason is not None:
             report.skipped.append(Skip(name, kind, reason))
-    fusions = _fusions(model, plans) if fuse_activation else []
+        elif type(module) is parent:
+            plans[module] = _NORMS[parent][1], Replacement(name, kind)
+        else:
+            ours = (_NORMS[parent][1],) if parent else ()
+            cls = derive(*(mixins or ()), *ours, type(module))
+            plans[module] = cls, Replacement(name, kind)
     for module, (cls, replacement) in plans.items():
-        module.__dict__[_ORIGIN] = _Origin(type(module))
+        if cls in _OURS:
+            module.__dict__[_ORIGIN] = type(module)
         module.__class__ = cls
         report.replaced.append(replacement)
-        if fuse_activation and cls is _GroupNormAct:
-            _fuse_own(module, replacement)
-    for name, block, fusion in fusions:
-        _fuse(name, block, fusion, plans)
+    if fuse_activation:
+        for name, block in model.named_modules():
+            _fuse(name, block, {n: plans[m][1] for n, m in block._modules.items() if m in plans})
+        for module, (_, replacement) in plans.items():
+            if isinstance(module, known_norms.WithActivation):
+                _report_own(module, replacement)
+    if any(r.activation != "none" for r in report.replaced):
+        report.advice.append(_FUSED)
+    if report.replaced:
+        report.advice.append(_EXPORT)
     return report
 
 
 def restore_group_norm_(model: nn.Module) -> list[str]:
-    """Undoes `replace_group_norm_`: the classes and activations are what they were.
+    """Undoes `replace_group_norm_`: the classes are what they were.
 
     Modules of groupnorm.torch that were made as such stay.
 
     Args:
-        model: what was given to `replace_group_norm_`, or a module that holds each norm together
-            with the activation that it took over.
+        model: what was given to `replace_group_norm_`, a part or a copy of it.
 
     Returns:
         The qualified names of the norms that were restored.
 
     Raises:
         TypeError: model is no nn.Module.
-        ValueError: an activation that a norm took over lies outside model, or the class of a norm
-            was changed after it was replaced. Nothing is restored then.
+        ValueError: the class of a module was changed after it was replaced. Nothing is restored
+            then.
     """
     _check(model, None)
-    norms = {
-        name: (module, module.__dict__[_ORIGIN])
-        for name, module in model.named_modules()
-        if _ORIGIN in module.__dict__
-    }
-    slots = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent._modules.items()
-        if isinstance(child, FusedActivation)
-    ]
-    held = {slot for _, _, slot in slots}
-    for name, (module, origin) in norms.items():
-        if not held.issuperset(origin.slots):
+    origins = {}
+    for name, module in model.named_modules():
+        origin = module.__dict__.get(_ORIGIN) if type(module) in _OURS else origin_of(module)
+        if origin is not None:
+            origins[module] = name, origin
+        elif _ORIGIN in module.__dict__ or isinstance(module, Derived):
             raise ValueError(
-                f"model: must hold the activation that {name or 'the norm'} took over; "
-                "got a part of the model without it"
-            )
-        if type(module) not in (*_OURS, _GroupNormAct):
-            raise ValueError(
-                f"model: {name or 'the norm'} must have the class that replace_group_norm_ gave "
+                f"model: {name or 'it'} must have the class that replace_group_norm_ gave "
                 f"it; got {type(module).__name__} (take its parametrizations off first)"
             )
-    for parent, name, slot in slots:
-        parent._modules[name] = slot.original.train(slot.training)
-    for module, origin in norms.values():
-        module.__class__ = origin.cls
-        module.__dict__.pop("activation", None)
-        del module.__dict__[_ORIGIN]
-    return list(norms)
+    norms = [name for module, (name, _) in origins.items() if isinstance(module, Activated)]
+    for module, (_, origin) in origins.items():
+        module.__class__ = origin
+        module.__dict__.pop(_ORIGIN, None)
+    return norms
 
 
 def batch_norm_to_group_norm_(
@@ -321,12 +295,23 @@ def _check(model: object, filter_fn: object) -> None:
         raise TypeError(f"filter_fn: must be None or a function; got {type(filter_fn).__name__}")
 
 
+def _check_trusted(trusted: Collection[type[nn.Module]]) -> None:
+    if isinstance(trusted, str | type) or not all(isinstance(cls, type) for cls in trusted):
+        raise TypeError(f"trusted: must be a collection of classes; got {trusted!r}")
+    strange = [cls.__name__ for cls in trusted if not issubclass(cls, tuple(_NORMS))]
+    if strange:
+        known = ", ".join(parent.__name__ for parent in _NORMS)
+        raise ValueError(f"trusted: must be subclasses of {known}; got {', '.join(strange)}")
+
+
 def _refusal(module: nn.Module, name: str, filter_fn: _FilterFn | None) -> str | None:
     """Why a norm is left alone, whatever its forward computes."""
-    if isinstance(module, (*_OURS, _GroupNormAct)):
+    if isinstance(module, Activated):
         return "is of groupnorm.torch already"
     if "forward" in module.__dict__:
         return "has a forward of its own, set on the instance"
+    if is_parametrized(module):
+        return "has parametrizations"  # which take the class to be theirs
     if hasattr(module, "activation"):
         return "has an attribute 'activation' of its own"
     if isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats:
@@ -336,106 +321,46 @@ def _refusal(module: nn.Module, name: str, filter_fn: _FilterFn | None) -> str |
     return None
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    """Whether anything watches or replaces the calls of a module."""
-    hooks = (
-        *(module._forward_hooks, module._forward_pre_hooks),
-        *(module._backward_hooks, module._backward_pre_hooks),
-    )
-    return any(hooks) or "forward" in module.__dict__
+def _fuse(name: str, block: nn.Module, norms: dict[str, Replacement]) -> None:
+    """Gives the block of these norms its class, and reports what is fused in it and why not."""
+    if (
+        not norms
+        or is_parametrized(block)
+        or not any(map(fusion.has_kind, block._modules.values()))
+    ):
+        return
+    origin = origin_of(block) or type(block)
+    fusions: Collection[Fusion] = ()
+    unknown = None
+    mixin: type[nn.Module] = fusion.FusedBlock
+    row = known_blocks.BLOCKS.get(known_blocks.class_name(origin))
+    if fusion.is_sequence(block, origin):
+        mixin, fusions = fusion.FusedSequential, fusion.neighbours(block)
+    elif row is None:
+        unknown = f"{origin.__name__} is no block that is known"
+    elif (difference := known_blocks.difference(block, origin, row)) is not None:
+        unknown = f"{origin.__name__} has {difference}"
+    else:
+        fusions = [f for f in row.fusions if fusion.has_kind(block._modules.get(f.activation))]
+    for n, replacement in norms.items():
+        mine = next((f for f in fusions if n in f.norms), None)
+        kind = fusion.fused_kind(block, mine) if mine else None
+        if mine and kind:
+            replacement.activation = kind
+            replacement.activation_names += (f"{name}.{mine.activation}".removeprefix("."),)
+        elif mine or unknown:
+            reason = fusion.obstacle(block, mine) if mine else unknown
+            replacement.note = f"not fused: {reason}"
+    if fusions and origin is type(block):
+        block.__class__ = derive(mixin, origin)
 
 
-def _kind_of(activation: nn.Module | None) -> str | None:
-    """The engine's name of an activation; None where it has none, or someone watches its calls."""
-    if activation is None or _has_hooks(activation):
-        return None
-    if type(activation) is nn.GELU:
-        return {"none": "gelu", "tanh": "gelu_tanh"}.get(activation.approximate)
-    names: dict[type, str] = {nn.ReLU: "relu", nn.SiLU: "silu", nn.Hardswish: "hard_swish"}
-    return names.get(type(activation))
-
-
-def _is_idle(module: nn.Module | None) -> bool:
-    return type(module) is nn.Identity and not _has_hooks(module)
-
-
-def _fusions(model: nn.Module, plans: _Plans) -> list[tuple[str, nn.Module, Fusion]]:
-    """What can be fused, in which module; the reports of norms that can't be get a note."""
-    places = Counter(m for parent in model.modules() for m in parent._modules.values())
-    fusions = []
-    for name, block in model.named_modules():
-        norms = {
-            n: plans[m][1]
-            for n, m in block._modules.items()
-            if m in plans and plans[m][0] is not _GroupNormAct
-        }
-        activations = {n for n, m in block._modules.items() if _kind_of(m) is not None}
-        if not norms or not activations:
-            continue
-        candidates, unknown = _candidates(block, norms, activations)
-        notes = dict.fromkeys(norms, unknown)
-        for fusion in candidates:
-            reason = _obstacle(block, fusion, norms, places)
-            notes |= dict.fromkeys(fusion.norms, reason)
-            if reason is None:
-                fusions.append((name, block, fusion))
-        for n, replacement in norms.items():
-            if notes[n] is not None:
-                replacement.note = f"not fused: {notes[n]}"
-    return fusions
-
-
-def _candidates(
-    block: nn.Module, norms: Collection[str], activations: Collection[str]
-) -> tuple[list[Fusion], str | None]:
-    """Which activations follow which norms of a module; or why that is not known."""
-    if type(block) is nn.Sequential and "forward" not in block.__dict__:
-        working = [n for n, m in block._modules.items() if not _is_idle(m)]
-        pairs = [(n, a) for n, a in pairwise(working) if n in norms and a in activations]
-        return [Fusion((n,), a) for n, a in pairs], None
-    row = known_blocks.BLOCKS.get(known_blocks.class_name(block))
-    if row is None:
-        return [], f"{type(block).__name__} is no block that is known"
-    if (difference := known_blocks.difference(block, row)) is not None:
-        return [], f"{type(block).__name__} has {difference}"
-    return [fusion for fusion in row.fusions if fusion.activation in activations], None
-
-
-def _obstacle(
-    block: nn.Module, fusion: Fusion, norms: Collection[str], places: Counter[nn.Module | None]
-) -> str | None:
-    """Why the norms can't take over what follows them."""
-    if not set(fusion.norms) <= set(norms):
-        return "another norm of the same activation is not replaced"
-    modules = [block.get_submodule(n) for n in fusion.norms]
-    if any(places[module] > 1 for module in modules):
-        return "a norm is used in several places"
-    if any(map(_has_hooks, modules)):
-        return "a norm has hooks"
-    between = [n for n in fusion.through if not _is_idle(block._modules.get(n))]
-    return f"{' and '.join(between)} may compute something in between" if between else None
-
-
-def _fuse(name: str, block: nn.Module, fusion: Fusion, plans: _Plans) -> None:
-    original = block.get_submodule(fusion.activation)
-    place = block._modules[fusion.activation] = FusedActivation(original, fusion.side_rank)
-    for norm in fusion.norms:
-        module = block.get_submodule(norm)
-        module.__dict__[_ORIGIN].slots.append(place)
-        _activate(module, original, f"{name}.{fusion.activation}", plans[module][1])
-
-
-def _activate(norm: nn.Module, activation: nn.Module, name: str, report: Replacement) -> None:
-    kind = _kind_of(activation)
-    assert kind is not None
-    norm.__dict__["activation"] = report.activation = kind
-    report.activation_names = (name.removeprefix("."),)
-
-
-def _fuse_own(norm: nn.Module, report: Replacement) -> None:
+def _report_own(norm: known_norms.WithActivation, replacement: Replacement) -> None:
     """Of a norm that holds a drop and an activation."""
-    drop, act = norm._modules.get("drop"), norm._modules.get("act")
-    if act is not None and _kind_of(act) is not None and _is_idle(drop):
-        _activate(norm, act, f"{report.name}.act", report)
-    elif not _is_idle(act):
-        report.note = f"not fused: its own {type(drop).__name__} and {type(act).__name__}"
+    kind = norm.fused_kind()
+    if kind is not None:
+        replacement.activation = kind
+        replacement.activation_names = (f"{replacement.name}.act".removeprefix("."),)
+    elif not fusion.is_idle(norm.act):
+        kinds = " and ".join(type(m).__name__ for m in (norm.drop, norm.act))
+        replacement.note = f"not fused: its own {kinds}"

@@ -1,0 +1,34 @@
+"""The operator in torch's own ones, for torch.onnx.export of a program that has it.
+
+torch.onnx.export of a module meets torch's functions in the first place (functional.py). This is
+for what torch.export has made of one before.
+"""
+
+import torch
+from torch import Tensor
+from torch._decomp import register_decomposition
+from torch.nn import functional
+
+from ._ops import ACTIVATIONS
+
+
+@register_decomposition(torch.ops.groupnorm.group_norm.default)
+def group_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    num_groups: int,
+    eps: float,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, mean and rstd of the operator; parameters of another dtype are cast to that of x."""
+    weight, bias = (p if p is None else p.to(x.dtype) for p in (weight, bias))
+    if num_groups == 1 and x.dim() == 2:
+        z = functional.layer_norm(x, x.shape[1:], weight, bias, eps)
+    elif num_groups == x.shape[1]:
+        z = functional.instance_norm(x, weight=weight, bias=bias, eps=eps)
+    else:
+        z = functional.group_norm(x, num_groups, weight, bias, eps)
+    groups = x.double().reshape(x.shape[0], num_groups, -1)
+    var, mean = torch.var_mean(groups, -1, correction=0)
+    return ACTIVATIONS[activation](z), mean, torch.rsqrt(var + eps)
