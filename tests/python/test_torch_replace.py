@@ -4,6 +4,7 @@ Models are compared in float64, so that an activation that got lost, doubled or 
 place stands out against rounding by ten orders of magnitude.
 """
 
+import concurrent.futures
 import copy
 import functools
 import hashlib
@@ -262,7 +263,9 @@ def test_a_known_block():
     assert not any(r.note for r in report.replaced)
 
 
-UNKNOWN = "a subclass of GroupNorm that may compute something else"
+UNKNOWN = (
+    "a subclass of GroupNorm that may compute something else; trusted=[{}] says that it does not"
+)
 VERSION = "Block has a version of its forward that is not known"
 SETTINGS = "Block has settings for which its forward is not known"
 HOOKS = "the norm or its activation has hooks"
@@ -336,7 +339,7 @@ def test_norms_with_their_own_activation():
     report = check(randomize(model), image(), fused={"0": "relu", "4": "silu"})
     (skip,) = report.skipped
     assert skip.name == "7"
-    assert skip.reason == UNKNOWN
+    assert skip.reason == UNKNOWN.format("NormAct")
     assert {r.name for r in report.replaced if r.note} == {"1", "6", "8", "9"}
     assert report.replaced[0].activation_names == ("0.act",)
     assert report.replaced[1].note == "not fused: its own Identity and Mish"
@@ -355,8 +358,175 @@ def test_norms_that_are_left_alone():
         ("0", "has a forward of its own, set on the instance"),
         ("2", "has an attribute 'activation' of its own"),
         ("4", "tracks running statistics"),
-        ("6", UNKNOWN),
+        ("6", UNKNOWN.format("HidesAnActivation")),
     ]
+
+
+# --- Each module stays what it is: what is done to a replaced model does to it what it does to any.
+
+
+def pair(inplace=False):
+    """A norm and its activation in an nn.Sequential and in a block that is known, with a twin."""
+    model = nn.Sequential(nn.Conv2d(6, 6, 1), nn.GroupNorm(2, 6), nn.ReLU(inplace), Block())
+    twin = copy.deepcopy(randomize(model))
+    assert all(r.activation != "none" for r in replace_group_norm_(model).replaced)
+    return model, twin
+
+
+def passes(model, x):
+    """The output and all gradients."""
+    model.zero_grad()
+    x = x.clone().requires_grad_()
+    y = model(x)
+    y.sin().sum().backward()
+    gradients = [x.grad, *(p.grad for p in model.parameters())]
+    return [y, *(g for g in gradients if g is not None)]
+
+
+MODULES = ["1", "2", "3.n1", "3.n2", "3.a"]
+HOOKS_OF = {
+    "forward": lambda m, hook: m.register_forward_hook(hook),
+    "forward_pre": lambda m, hook: m.register_forward_pre_hook(hook),
+    "full_backward": lambda m, hook: m.register_full_backward_hook(hook),
+    "full_backward_pre": lambda m, hook: m.register_full_backward_pre_hook(hook),
+    "global_forward": lambda m, hook: nn.modules.module.register_module_forward_hook(hook),
+    "global_pre": lambda m, hook: nn.modules.module.register_module_forward_pre_hook(hook),
+    "global_backward": lambda m, hook: nn.modules.module.register_module_full_backward_hook(hook),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("kind", HOOKS_OF)
+def test_hooks_added_later_see_what_the_modules_compute(kind, name):
+    """And nothing once they are gone. torch refuses backward hooks of what is changed in place."""
+    seen = []
+    for model in pair(inplace="backward" not in kind):
+        module = model.get_submodule(name)
+        before = passes(model, image())
+        values = []
+
+        def hook(m, *tensors, module=module, values=values):
+            if m is module:
+                values.extend(t.detach().clone() for ts in tensors for t in ts if t is not None)
+
+        with HOOKS_OF[kind](module, hook):
+            during = passes(model, image())
+        assert values
+        count = len(values)
+        assert all(map(torch.equal, passes(model, image()), before))
+        assert len(values) == count
+        seen.append([*before, *during, *values])
+    for found, expected in zip(*seen, strict=True):
+        assert_close(found, expected)
+
+
+@pytest.mark.parametrize("index", [1, 2])
+@pytest.mark.parametrize("kind", HOOKS_OF)
+def test_hooks_from_before_are_called(kind, index):
+    model = randomize(nn.Sequential(nn.Conv2d(6, 6, 1), nn.GroupNorm(2, 6), nn.SiLU()))
+    calls = []
+    with HOOKS_OF[kind](model[index], lambda module, *_: calls.append(module)):
+        report = replace_group_norm_(model)
+        assert report.replaced[0].note == f"not fused: {HOOKS}"
+        passes(model, image())
+    assert model[index] in calls
+    calls.clear()
+    passes(model, image())
+    assert calls == []
+
+
+def test_guided_backpropagation():
+    """As tools of attribution do it: each nn.ReLU lets positive gradients through alone."""
+    gradients = []
+    for model in pair():
+        found = [m for m in model.modules() if isinstance(m, nn.ReLU | nn.SiLU)]
+        assert len(found) == 2
+        for m in found:
+            m.register_full_backward_hook(lambda m, dx, dy: tuple(d.clamp(min=0) for d in dx))
+        gradients.append(passes(model, image()))
+    for found, expected in zip(*gradients, strict=True):
+        assert_close(found, expected)
+
+
+EDITS = {
+    "a part": lambda m: m[:2],
+    "the norm alone": lambda m: m[1],
+    "parts in another sequence": lambda m: nn.Sequential(m[0], m[1], nn.Mish(), m[3]),
+    "no activation": lambda m: m.__delitem__(2) or m,
+    "an idle activation": lambda m: m.__setitem__(2, nn.Identity()) or m,
+    "another activation": lambda m: m.__setitem__(2, nn.SiLU()) or m,
+    "a norm that is wrapped": lambda m: m.__setitem__(1, nn.Sequential(m[1], Twice())) or m,
+    "something between": lambda m: m.insert(2, Twice()) or m,
+    "an activation that is wrapped": lambda m: m.__setitem__(2, nn.Sequential(m[2])) or m,
+    "one more norm": lambda m: m.append(nn.GroupNorm(3, 6).double()) or m,
+    "evaluation": lambda m: m.eval(),
+    "another dtype": lambda m: m.float(),
+    "a norm's own forward": lambda m: setattr(m[1], "forward", torch.sin) or m,
+    "an activation's own forward": lambda m: setattr(m[3].a, "forward", torch.sin) or m,
+    "a block's own forward": lambda m: setattr(m[3], "forward", torch.sin) or m,
+    "a block's norm by itself": lambda m: m[3].n1,
+    "a block's norm that is replaced": lambda m: setattr(m[3], "n2", nn.Identity()) or m,
+    "a block's activation that is replaced": lambda m: setattr(m[3], "a", nn.Tanh()) or m,
+    "something between in a block": lambda m: setattr(m[3], "idle", Twice()) or m,
+    "a setting of a block": lambda m: setattr(m[3], "factor", 2) or m,
+    "a parametrization": lambda m: nn.utils.parametrizations.weight_norm(m[1], dim=None) and m,
+    "an activation with a setting": lambda m: m.__setitem__(2, nn.GELU(approximate="tanh")) or m,
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+def test_edits_of_a_replaced_model(edit):
+    found, expected = map(edit, pair())
+    x = image().to(next(expected.parameters()).dtype)
+    assert_close(found(x), expected(x))
+    if not nn.utils.parametrize.is_parametrized(found):
+        x = x.double()
+        found, expected = found.double(), expected.double()
+        for f, e in zip(passes(found, x), passes(expected, x), strict=True):
+            assert_close(f, e)
+
+
+def test_a_forward_that_is_patched_later(monkeypatch):
+    found, expected = pair()
+    monkeypatch.setattr(Block, "forward", other_forward)
+    assert_close(found(image()), expected(image()))
+
+
+def test_blocks_pass_for_what_they_were():
+    found, expected = pair()
+    for f, e in zip(found.modules(), expected.modules(), strict=True):
+        assert isinstance(f, type(e))
+        assert type(f).__qualname__ == type(e).__qualname__
+        names = [[*inspect.signature(m.forward).parameters] for m in (f, e)]
+        assert names[0] == names[1]
+    assert repr(found) == repr(expected)
+    assert found[3](x=image()).shape == image().shape
+
+
+def test_compiled_blocks_are_whole_graphs():
+    from torch._dynamo.testing import CompileCounter
+
+    model, twin = pair()
+    calls = []
+
+    def backend(graph, inputs):
+        calls.extend(n.args[-1] for n in graph.graph.nodes if "group_norm" in str(n.target))
+        return graph
+
+    assert_close(torch.compile(model, backend=backend, fullgraph=True)(image()), twin(image()))
+    assert calls == ["relu", "silu", "silu"]
+    counter = CompileCounter()
+    torch.compile(model, backend=counter)(image())
+    assert counter.frame_count == 1
+
+
+def test_threads_share_a_block():
+    """Each call has a view of its own."""
+    model, twin = pair()
+    inputs = [image(n, 6, 8, 8) for n in range(1, 9)]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for y, x in zip(pool.map(model, inputs), inputs, strict=True):
+            assert_close(y, twin(x))
 
 
 # --- What is kept.
@@ -511,7 +681,7 @@ def test_the_report_reads_well():
         "  replaced  3  LayerNorm\n"
         "  replaced  4.0  GroupNorm  (not fused: the norm or its activation has hooks)\n"
         "  skipped   2  HidesAnActivation  "
-        "(a subclass of GroupNorm that may compute something else)\n"
+        f"({UNKNOWN.format('HidesAnActivation')})\n"
         "A norm computes its activation where the module that holds both is called and neither has "
         "hooks. fuse_activation=False keeps all of them apart.\n"
         "torch.fx, torch.compile, torch.export and torch.onnx.export take the model as it is. Before "

@@ -29,6 +29,7 @@ def group_norm(
         z = functional.instance_norm(x, weight=weight, bias=bias, eps=eps)
     else:
         z = functional.group_norm(x, num_groups, weight, bias, eps)
-    groups = x.double().reshape(x.shape[0], num_groups, -1)
+    m = x.shape[1:].numel() // num_groups
+    groups = x.double().reshape(x.shape[0], num_groups, m)
     var, mean = torch.var_mean(groups, -1, correction=0)
     return ACTIVATIONS[activation](z), mean, torch.rsqrt(var + eps)

@@ -43,6 +43,8 @@ class InFloat32(KnownNorm):
     Parameters may be of another dtype than the input where the class casts them itself.
     """
 
+    takes_activation = True
+
     def normalize(self, input: Tensor, activation: str) -> Tensor:
         params = (self.weight, self.bias)
         narrow = input.dtype in (torch.float32, torch.float16, torch.bfloat16)
@@ -55,6 +57,8 @@ class InFloat32(KnownNorm):
 class OverChannels(KnownNorm):
     """A LayerNorm of [N, C, H, W] over C."""
 
+    takes_activation = True
+
     def normalize(self, input: Tensor, activation: str) -> Tensor:
         if input.dim() != 4:
             return self.own(input, activation)
@@ -63,6 +67,8 @@ class OverChannels(KnownNorm):
 
 class OverRows(KnownNorm):
     """A LayerNorm of [N, C, L] over C."""
+
+    takes_activation = True
 
     def normalize(self, input: Tensor, activation: str) -> Tensor:
         if input.dim() != 3:
@@ -91,6 +97,7 @@ class WithActivation(KnownNorm):
 class ChannelNorm(KnownNorm):
     """The LayerNorm of ConvNeXt and SAM: of [N, C, H, W] over C, with parameters of its own."""
 
+    takes_activation = True
     weight: Tensor
     bias: Tensor
     eps: float
@@ -210,7 +217,6 @@ _NAMES: dict[str, Any] = {
     "F.layer_norm": nn.functional.layer_norm,
     "torch.float32": torch.float32,
     "torch.sqrt": torch.sqrt,
-    "super": super,
 }
 _PARAMETERS: dict[str, tuple[str, ...]] = {
     "F.group_norm": ("input", "num_groups", "weight", "bias", "eps"),
@@ -230,7 +236,7 @@ class _Expression(ast.NodeTransformer):
     def __init__(self, cls: type[nn.Module], forward: FunctionType) -> None:
         self.owner = next(c for c in cls.__mro__ if vars(c).get("forward") is forward)
         after = self.owner.__mro__[1:]
-        self.parent = next(c for c in after if "forward" in vars(c))
+        self.parent: Any = next(c for c in after if "forward" in vars(c))
         self.globals = {**vars(builtins), **forward.__globals__}
         self.values: dict[str, ast.expr] = {}
 
@@ -334,7 +340,9 @@ class _Expression(ast.NodeTransformer):
         return _call(function, args, keywords)
 
     def super_call(self, node: ast.Call) -> ast.expr | None:
-        """super() and GroupNorm.forward(self, x), however they are written."""
+        """super() and GroupNorm.forward(self, x), however they are written, of torch's class."""
+        if not self.parent.__module__.startswith("torch.nn."):
+            return None
         match node:
             case ast.Call(ast.Name("super"), [], []) if self.globals["super"] is super:
                 return ast.Call(ast.Name("super"), [], [])
@@ -342,7 +350,10 @@ class _Expression(ast.NodeTransformer):
                 if self.global_of(cls) is self.owner and ast.unparse(self.visit(me)) == "self":
                     return ast.Call(ast.Name("super"), [], [])
             case ast.Call(ast.Attribute(cls, "forward"), [me, x], []):
-                if self.global_of(cls) is self.parent and ast.unparse(self.visit(me)) == "self":
+                if (
+                    self.global_of(node.func) is self.parent.forward
+                    and ast.unparse(self.visit(me)) == "self"
+                ):
                     return _forward(self.visit(x))
         return None
 

@@ -166,7 +166,10 @@ def replace_group_norm_(
             if type(module) in trusted:
                 mixins = (known_norms.InFloat32,)
             elif mixins is None:
-                reason = f"a subclass of {parent.__name__} that may compute something else"
+                reason = (
+                    f"a subclass of {parent.__name__} that may compute something else; "
+                    f"trusted=[{type(module).__name__}] says that it does not"
+                )
         kind = type(module).__name__
         if reason is not None:
             report.skipped.append(Skip(name, kind, reason))
