@@ -256,7 +256,7 @@ def test_onnx_of_a_replaced_model(dynamo, opset):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("name", "activation"), zip(MODULES, ACTIVATIONS[1:], strict=True))
+@pytest.mark.parametrize(("name", "activation"), [*zip(MODULES, ACTIVATIONS[1:], strict=True)])
 @pytest.mark.parametrize("dynamo", [False, True])
 def test_onnx_of_each_module(name, dynamo, activation):
     pytest.importorskip("onnxscript")

@@ -343,6 +343,7 @@ def test_norms_with_their_own_activation():
     assert {r.name for r in report.replaced if r.note} == {"1", "6", "8", "9"}
     assert report.replaced[0].activation_names == ("0.act",)
     assert report.replaced[1].note == "not fused: its own Identity and Mish"
+    check(model, image(), fused={}, fuse_activation=False)
 
 
 def test_norms_that_are_left_alone():
@@ -350,6 +351,11 @@ def test_norms_that_are_left_alone():
     with_forward.forward = lambda x: x + 1
     with_attribute.activation = nn.SiLU()
     running = nn.InstanceNorm2d(6, track_running_stats=True).eval()
+    lazy = nn.Sequential(nn.LazyInstanceNorm2d(affine=False, track_running_stats=False), nn.ReLU())
+    assert [s.reason for s in replace_group_norm_(lazy).skipped] == [
+        "is lazy: call the model once before"
+    ]
+    check(lazy, image(), fused={"0": "relu"})  # which calls it before
     norms = (with_forward, with_attribute, running, HidesAnActivation(2, 6))
     model = randomize(nn.Sequential(*(m for norm in norms for m in (norm, nn.ReLU()))))
     report = check(model, image(), fused={})
@@ -759,7 +765,7 @@ def test_batch_norm_variants():
     report = batch_norm_to_group_norm_(model, 6, filter_fn=lambda _, name: name != "4")
     assert [r.name for r in report.replaced] == ["0", "1"]
     assert [(s.name, s.reason) for s in report.skipped] == [
-        ("2", "a subclass that may compute something else"),
+        ("2", "is lazy: call the model once before"),
         ("3", "a subclass that may compute something else"),
         ("4", "filter_fn said no"),
     ]

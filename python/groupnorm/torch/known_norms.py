@@ -94,6 +94,13 @@ class WithActivation(KnownNorm):
         return y
 
 
+class WithActivationApart(WithActivation):
+    """The same; the activation is called by itself."""
+
+    def fused_kind(self) -> str | None:
+        return None
+
+
 class ChannelNorm(KnownNorm):
     """The LayerNorm of ConvNeXt and SAM: of [N, C, H, W] over C, with parameters of its own."""
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
 from . import fusion, known_blocks, known_norms
@@ -156,7 +157,8 @@ def replace_group_norm_(
     report = Report()
     plans: dict[nn.Module, tuple[type[nn.Module], Replacement]] = {}
     for name, module in model.named_modules():
-        parent = next((c for c in type(module).__mro__ if c in _NORMS), None)
+        classes = (*type(module).__mro__, getattr(module, "cls_to_become", None))
+        parent = next((c for c in classes if c in _NORMS), None)
         mixins = known_norms.module_mixins(module) if parent is None else None
         if (_NORMS[parent][0] if parent else "layer" if mixins else "") not in include:
             continue
@@ -165,6 +167,8 @@ def replace_group_norm_(
             mixins = known_norms.subclass_mixins(module, parent)
             if type(module) in trusted:
                 mixins = (known_norms.InFloat32,)
+            elif mixins == (known_norms.WithActivation,) and not fuse_activation:
+                mixins = (known_norms.WithActivationApart,)
             elif mixins is None:
                 reason = (
                     f"a subclass of {parent.__name__} that may compute something else; "
@@ -313,6 +317,8 @@ def _refusal(module: nn.Module, name: str, filter_fn: _FilterFn | None) -> str |
         return "is of groupnorm.torch already"
     if "forward" in module.__dict__:
         return "has a forward of its own, set on the instance"
+    if isinstance(module, LazyModuleMixin):
+        return "is lazy: call the model once before"
     if is_parametrized(module):
         return "has parametrizations"  # which take the class to be theirs
     if hasattr(module, "activation"):
