@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 import groupnorm.torch as gt
 from groupnorm.torch import known_norms
@@ -26,7 +26,7 @@ class GroupNorm32(nn.GroupNorm):
 
 
 class GroupNorm32To(nn.GroupNorm):
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """Computes in float32."""
         y = super(GroupNorm32To, self).forward(input.to(torch.float32))  # noqa: UP008 - as many do
         return y.to(input.dtype)
@@ -65,7 +65,7 @@ class GroupNorm2(nn.GroupNorm):
 
 
 class LayerNormClip(nn.LayerNorm):
-    def forward(self, x: torch.Tensor):
+    def forward(self, x: Tensor):
         orig_type = x.dtype
         ret = super().forward(x.type(torch.float32))
         return ret.type(orig_type)
@@ -100,7 +100,7 @@ class LayerNormSam(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_channels))
         self.eps = eps
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         u = x.mean(1, keepdim=True)
         s = (x - u).pow(2).mean(1, keepdim=True)
         x = (x - u) / torch.sqrt(s + self.eps)
@@ -355,7 +355,7 @@ class Decorated(nn.GroupNorm):
 
 
 class UncentredSam(LayerNormSam):
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         u = x.mean(1, keepdim=True)
         s = x.pow(2).mean(1, keepdim=True)
         x = (x - u) / torch.sqrt(s + self.eps)
