@@ -50,6 +50,11 @@ class GroupNorm32Functional(nn.GroupNorm):
         return output.type_as(input)
 
 
+class GroupNormOfWeight(nn.GroupNorm):
+    def forward(self, x):
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
 class GroupNormNamed(nn.GroupNorm):
     def forward(self, x):
         return torch.nn.functional.group_norm(
@@ -69,6 +74,13 @@ class LayerNormClip(nn.LayerNorm):
         orig_type = x.dtype
         ret = super().forward(x.type(torch.float32))
         return ret.type(orig_type)
+
+
+class LayerNormOpenClip(nn.LayerNorm):
+    def forward(self, x: Tensor):
+        orig_type = x.dtype
+        x = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        return x.to(orig_type)
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -101,7 +113,7 @@ class LayerNormSam(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        u = x.mean(1, keepdim=True)
+        u = x.mean(dim=1, keepdim=True)
         s = (x - u).pow(2).mean(1, keepdim=True)
         x = (x - u) / torch.sqrt(s + self.eps)
         x = self.weight[:, None, None] * x + self.bias[:, None, None]
@@ -149,9 +161,11 @@ CASES = {
     "GroupNorm32To": (True, GroupNorm32To(4, 8), IMAGE, group),
     "GroupNorm32Named": (True, GroupNorm32Named(2, 8), (2, 8, 30), group),
     "GroupNorm32Functional": (True, GroupNorm32Functional(2, 8), IMAGE, group),
+    "GroupNormOfWeight": (True, GroupNormOfWeight(2, 8), IMAGE, group),
     "GroupNormNamed": (False, GroupNormNamed(2, 8), IMAGE, group),
     "GroupNorm2": (False, GroupNorm2(8), IMAGE, group),
     "LayerNormClip": (True, LayerNormClip(8), ROWS, last),
+    "LayerNormOpenClip": (True, LayerNormOpenClip(8), ROWS, last),
     "LayerNorm2d": (False, LayerNorm2d(8), IMAGE, channels),
     "LayerNorm2dFp32": (True, LayerNorm2dFp32(8), IMAGE, channels),
     "LayerNorm1d": (False, LayerNorm1d(8), (2, 8, 9), channels),

@@ -134,7 +134,9 @@ _Mixins = tuple[type[KnownNorm], ...]
 # Of classes whose parent is a norm of torch; its functional form is written as super().forward.
 _SUBCLASSES: dict[str, _Mixins] = {
     "super().forward(x)": (KnownNorm,),
+    "super().forward(x).to(x.dtype)": (KnownNorm,),
     "super().forward(x.float()).to(x.dtype)": (InFloat32,),
+    "super().forward(x.to(self.weight.dtype)).to(x.dtype)": (InFloat32,),
     "self.act(self.drop(super().forward(x)))": (WithActivation,),
     "super().forward(x.transpose(1, 2)).transpose(1, 2)": (OverRows,),
     "super().forward(x.float().transpose(1, 2)).to(x.dtype).transpose(1, 2)": (InFloat32, OverRows),
@@ -155,6 +157,7 @@ _LAST = "F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps
 # Of classes with weight, bias and eps whose parent is nn.Module.
 _MODULES: dict[str, _Mixins] = {
     _OVER_CHANNELS: (ChannelNorm,),
+    f"{_LAST} if self.data_format == 'channels_last' else {_OVER_CHANNELS}": (ChannelNorm,),
     f"{_LAST} if self.data_format == 'channels_last' else {_OVER_CHANNELS} "
     "if self.data_format == 'channels_first' else None": (ChannelNorm,),
 }
@@ -367,7 +370,7 @@ class _Expression(ast.NodeTransformer):
     def method(
         self, value: ast.expr, name: str, args: list[ast.expr], keywords: dict[str, ast.expr]
     ) -> ast.expr:
-        """One way to write a cast, and to move axes: casts come first."""
+        """One way to write a cast, a mean, and to move axes: casts come first."""
         dtype = keywords.get("dtype") if name == "to" and not args else None
         if name in ("to", "type", "type_as") and len(args) + len(keywords) == 1:
             target = dtype or args[0]
@@ -383,6 +386,8 @@ class _Expression(ast.NodeTransformer):
                 inner: Any = value
                 inner.func.value = self.method(inner.func.value, name, args, keywords)
                 return value
+        if name == "mean" and not args and "dim" in keywords:
+            args = [keywords.pop("dim")]
         if name == "permute" and len(args) == 1 and isinstance(args[0], ast.Tuple | ast.List):
             args = args[0].elts
         return _call(ast.Attribute(value, name), args, keywords)
