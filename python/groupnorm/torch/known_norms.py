@@ -13,7 +13,7 @@ import functools
 import inspect
 import textwrap
 from types import FunctionType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,54 +26,62 @@ from .modules import Activated
 
 
 class KnownNorm(Activated):
-    """Comes before one of our modules: the forward of a class that is known."""
+    """Comes before one of our modules: a class that computes the same, maybe in float32.
+
+    The engine computes a 16-bit input in float32 and rounds once, with parameters of either dtype.
+    Whatever else it would take otherwise than the class goes to the forward of the class.
+    """
 
     takes_activation = True
+    rank: ClassVar[int | None] = None  # of the input
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         return self.run(*args, *kwargs.values())  # whatever the name of its argument
 
+    def normalize(self, input: Tensor, activation: str) -> Tensor:
+        dtypes = {p.dtype for p in (self.weight, self.bias) if p is not None}
+        narrow = input.dtype in (torch.float16, torch.bfloat16)
+        fit = dtypes <= {input.dtype, torch.float32 if narrow else input.dtype}
+        if not fit or not input.is_cpu or self.rank not in (None, input.dim()):
+            return self.own(input, activation)
+        return self.back(super().normalize(self.forth(input), activation))
+
+    def forth(self, x: Tensor) -> Tensor:
+        """The input of the class as torch's module takes it."""
+        return x
+
+    def back(self, y: Tensor) -> Tensor:
+        """The result of torch's module as the class gives it."""
+        return y
+
     def __prepare_scriptable__(self) -> nn.Module:
         return refuse_script(self)
-
-
-class InFloat32(KnownNorm):
-    """Of a 16-bit input in float32, rounded to the dtype of the input: the engine does just that.
-
-    Parameters may be of another dtype than the input where the class casts them itself.
-    """
-
-    takes_activation = True
-
-    def normalize(self, input: Tensor, activation: str) -> Tensor:
-        params = (self.weight, self.bias)
-        narrow = input.dtype in (torch.float32, torch.float16, torch.bfloat16)
-        fit = all(p is None or p.dtype in (torch.float32, input.dtype) for p in params)
-        if input.is_cpu and narrow and fit:
-            return super().normalize(input, activation)
-        return self.own(input, activation)
 
 
 class OverChannels(KnownNorm):
     """A LayerNorm of [N, C, H, W] over C."""
 
     takes_activation = True
+    rank = 4
 
-    def normalize(self, input: Tensor, activation: str) -> Tensor:
-        if input.dim() != 4:
-            return self.own(input, activation)
-        return super().normalize(input.permute(0, 2, 3, 1), activation).permute(0, 3, 1, 2)
+    def forth(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1)
+
+    def back(self, y: Tensor) -> Tensor:
+        return y.permute(0, 3, 1, 2)
 
 
 class OverRows(KnownNorm):
     """A LayerNorm of [N, C, L] over C."""
 
     takes_activation = True
+    rank = 3
 
-    def normalize(self, input: Tensor, activation: str) -> Tensor:
-        if input.dim() != 3:
-            return self.own(input, activation)
-        return super().normalize(input.transpose(1, 2), activation).transpose(1, 2)
+    def forth(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2)
+
+    def back(self, y: Tensor) -> Tensor:
+        return y.transpose(1, 2)
 
 
 class WithActivation(KnownNorm):
@@ -129,24 +137,20 @@ class ChannelNorm(KnownNorm):
         return y.contiguous() if input.is_contiguous() else y
 
 
-_Mixins = tuple[type[KnownNorm], ...]
-
 # Of classes whose parent is a norm of torch; its functional form is written as super().forward.
-_SUBCLASSES: dict[str, _Mixins] = {
-    "super().forward(x)": (KnownNorm,),
-    "super().forward(x).to(x.dtype)": (KnownNorm,),
-    "super().forward(x.float()).to(x.dtype)": (InFloat32,),
-    "super().forward(x.to(self.weight.dtype)).to(x.dtype)": (InFloat32,),
-    "self.act(self.drop(super().forward(x)))": (WithActivation,),
-    "super().forward(x.transpose(1, 2)).transpose(1, 2)": (OverRows,),
-    "super().forward(x.float().transpose(1, 2)).to(x.dtype).transpose(1, 2)": (InFloat32, OverRows),
-    "super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)": (OverChannels,),
-    "super().forward(x.float().permute(0, 2, 3, 1)).to(x.dtype).permute(0, 3, 1, 2)": (
-        InFloat32,
-        OverChannels,
-    ),
+_SUBCLASSES: dict[str, type[KnownNorm]] = {
+    "super().forward(x)": KnownNorm,
+    "super().forward(x).to(x.dtype)": KnownNorm,
+    "super().forward(x.float()).to(x.dtype)": KnownNorm,
+    "super().forward(x.to(self.weight.dtype)).to(x.dtype)": KnownNorm,
+    "self.act(self.drop(super().forward(x)))": WithActivation,
 }
-_LAYER_ONLY = (OverRows, OverChannels)
+_LAYER_NORMS: dict[str, type[KnownNorm]] = {
+    "super().forward(x.transpose(1, 2)).transpose(1, 2)": OverRows,
+    "super().forward(x.float().transpose(1, 2)).to(x.dtype).transpose(1, 2)": OverRows,
+    "super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)": OverChannels,
+    "super().forward(x.float().permute(0, 2, 3, 1)).to(x.dtype).permute(0, 3, 1, 2)": OverChannels,
+}
 
 _CENTRED = "x - x.mean(1, keepdim=True)"
 _OVER_CHANNELS = (
@@ -154,19 +158,18 @@ _OVER_CHANNELS = (
     ".mean(1, keepdim=True) + self.eps)) + self.bias[:, None, None]"
 )
 _LAST = "F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)"
+_EITHER = f"{_LAST} if self.data_format == 'channels_last' else {_OVER_CHANNELS}"
 # Of classes with weight, bias and eps whose parent is nn.Module.
-_MODULES: dict[str, _Mixins] = {
-    _OVER_CHANNELS: (ChannelNorm,),
-    f"{_LAST} if self.data_format == 'channels_last' else {_OVER_CHANNELS}": (ChannelNorm,),
-    f"{_LAST} if self.data_format == 'channels_last' else {_OVER_CHANNELS} "
-    "if self.data_format == 'channels_first' else None": (ChannelNorm,),
-}
+_CHANNEL_NORMS = (
+    *(_OVER_CHANNELS, _EITHER),
+    f"{_EITHER} if self.data_format == 'channels_first' else None",
+)
 
 # Attributes that choose between two ways of a forward -> the way that is known: timm's.
 _SETTINGS = {"self._fast_norm": False}
 
 
-def subclass_mixins(module: nn.Module, parent: type[nn.Module]) -> _Mixins | None:
+def of_subclass(module: nn.Module, parent: type[nn.Module]) -> tuple[type[KnownNorm], ...] | None:
     """What comes before our class for a subclass of one of torch; None where it is not known."""
     cls: Any = type(module)
     methods = ("__call__", "_call_impl", "_apply_instance_norm", "_check_input_dim")
@@ -174,22 +177,19 @@ def subclass_mixins(module: nn.Module, parent: type[nn.Module]) -> _Mixins | Non
         return None
     if cls.forward is parent.forward:
         return ()
-    text = computation(cls)
-    mixins = _SUBCLASSES.get(text or "")
-    if mixins is None or not _has_settings(module):
-        return None
-    layer = issubclass(cls, nn.LayerNorm)
-    return mixins if layer or not set(mixins) & set(_LAYER_ONLY) else None
+    table = _SUBCLASSES | _LAYER_NORMS if parent is nn.LayerNorm else _SUBCLASSES
+    known = table.get(computation(cls) or "")
+    return None if known is None or not _has_settings(module) else (known,)
 
 
-def module_mixins(module: nn.Module) -> _Mixins | None:
-    """What comes before the class of a norm that is of none of torch's; None for anything else."""
-    if module._parameters.keys() != {"weight", "bias"} or module._modules:
-        return None
+def is_channel_norm(module: nn.Module) -> bool:
+    """Whether `ChannelNorm` computes what a module that is none of torch's does."""
     cls: Any = type(module)
+    if module._parameters.keys() != {"weight", "bias"} or module._modules:
+        return False
     if not hasattr(module, "eps") or cls.__call__ is not nn.Module.__call__:
-        return None
-    return _MODULES.get(computation(cls) or "")
+        return False
+    return computation(cls) in _CHANNEL_NORMS
 
 
 def _has_settings(module: nn.Module) -> bool:

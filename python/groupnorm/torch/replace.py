@@ -159,30 +159,21 @@ def replace_group_norm_(
     for name, module in model.named_modules():
         classes = (*type(module).__mro__, getattr(module, "cls_to_become", None))
         parent = next((c for c in classes if c in _NORMS), None)
-        mixins = known_norms.module_mixins(module) if parent is None else None
-        if (_NORMS[parent][0] if parent else "layer" if mixins else "") not in include:
+        channel_norm = parent is None and known_norms.is_channel_norm(module)
+        if (_NORMS[parent][0] if parent else "layer" if channel_norm else "") not in include:
             continue
-        reason = _refusal(module, name, filter_fn)
-        if reason is None and parent is not None and type(module) is not parent:
-            mixins = known_norms.subclass_mixins(module, parent)
-            if type(module) in trusted:
-                mixins = (known_norms.InFloat32,)
-            elif mixins == (known_norms.WithActivation,) and not fuse_activation:
-                mixins = (known_norms.WithActivationApart,)
-            elif mixins is None:
-                reason = (
-                    f"a subclass of {parent.__name__} that may compute something else; "
-                    f"trusted=[{type(module).__name__}] says that it does not"
-                )
         kind = type(module).__name__
+        reason = _refusal(module, name, filter_fn)
         if reason is not None:
             report.skipped.append(Skip(name, kind, reason))
-        elif type(module) is parent:
-            plans[module] = _NORMS[parent][1], Replacement(name, kind)
-        else:
-            ours = (_NORMS[parent][1],) if parent else ()
-            cls = derive(*(mixins or ()), *ours, type(module))
+            continue
+        cls = _class_for(module, parent, fuse_activation, type(module) in trusted)
+        if cls is not None:
             plans[module] = cls, Replacement(name, kind)
+        elif parent is not None:
+            reason = f"a subclass of {parent.__name__} that may compute something else; "
+            reason += f"trusted=[{kind}] says that it does not"
+            report.skipped.append(Skip(name, kind, reason))
     for module, (cls, replacement) in plans.items():
         if cls in _OURS:
             module.__dict__[_ORIGIN] = type(module)
@@ -328,6 +319,21 @@ def _refusal(module: nn.Module, name: str, filter_fn: _FilterFn | None) -> str |
     if filter_fn is not None and not filter_fn(module, name):
         return "filter_fn said no"
     return None
+
+
+def _class_for(
+    module: nn.Module, parent: type[nn.Module] | None, fuse_activation: bool, trusted: bool
+) -> type[nn.Module] | None:
+    """The class that a norm gets; None where it is not known what it computes."""
+    cls = type(module)
+    if parent is None:
+        return derive(known_norms.ChannelNorm, cls)
+    if cls is parent:
+        return _NORMS[parent][1]
+    mixins = (known_norms.KnownNorm,) if trusted else known_norms.of_subclass(module, parent)
+    if mixins == (known_norms.WithActivation,) and not fuse_activation:
+        mixins = (known_norms.WithActivationApart,)
+    return None if mixins is None else derive(*mixins, _NORMS[parent][1], cls)
 
 
 def _fuse(name: str, block: nn.Module, norms: dict[str, Replacement]) -> None:
