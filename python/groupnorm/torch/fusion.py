@@ -7,6 +7,7 @@ a pair that has hooks, or that someone has changed, both are called as ever.
 
 import functools
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import torch
@@ -199,12 +200,12 @@ class _View:
 
     def __init__(self, block: nn.Module, stand_ins: dict[str, Callable[[Tensor], Tensor]]) -> None:
         self._block = block
-        self._stand_ins = stand_ins
+        self._found = {**block._modules, **stand_ins}
 
     def __getattr__(self, name: str) -> Any:
-        if name in self._stand_ins:
-            return self._stand_ins[name]
+        if name in self._found:
+            return self._found[name]
         value = getattr(self._block, name)
-        if getattr(value, "__self__", None) is self._block:  # a method: it calls modules as well
+        if isinstance(value, MethodType) and value.__self__ is self._block:  # it calls modules, too
             return functools.partial(value.__func__, self)
         return value
