@@ -55,7 +55,7 @@ def _imported(name: str, value: Any) -> Array:
         ) from error
 
 
-def _as_bfloat16(name: str, words: Array) -> Array:
+def _as_bfloat16(name: str, words: Any) -> Array:
     try:
         import ml_dtypes
     except ImportError:

@@ -202,7 +202,7 @@ def normalize(
             x, layout = x.copy(), blocks.layout
         y = numpy.empty_like(x)
     else:
-        y, layout = out, _check_out(blocks, x, gamma, beta, out)
+        y, layout = out, _check_out(blocks, x, out)
         x = blocks.in_layout(x, layout)
     plan = _plan(
         blocks,
@@ -224,7 +224,13 @@ def normalize(
         if x.size == 0:  # the engine writes nothing
             mean.fill(numpy.nan)
             rstd.fill(numpy.nan)
-    plan.normalize(x, y, gamma, beta, mean, rstd, _engine.POOL, _engine.asked_threads())
+    try:
+        plan.normalize(x, y, gamma, beta, mean, rstd, _engine.POOL, _engine.asked_threads())
+    except ValueError:
+        # The engine has refused an overlap, quicker than NumPy finds it, but knows no names.
+        for name, array in (("x", x), ("weight", gamma), ("bias", beta)):
+            _check_apart(y, name, array)
+        raise
     return (y, mean, rstd) if return_statistics else y
 
 
@@ -339,8 +345,8 @@ def _statistics(name: str, value: ArrayLike, blocks: Blocks) -> Array:
     return array if in_c_order(array) else array.copy()
 
 
-def _check_out(blocks: Blocks, x: Array, gamma: Array | None, beta: Array | None, out: Any) -> str:
-    """Returns the layout of out."""
+def _check_out(blocks: Blocks, x: Array, out: Any) -> str:
+    """Returns the layout of out. What overlaps it there, the engine sees, but for an x to be copied."""
     if not isinstance(out, numpy.ndarray):
         raise TypeError(f"out: must be a numpy.ndarray; got {type(out).__name__}")
     if _differ(out, x):
@@ -353,17 +359,13 @@ def _check_out(blocks: Blocks, x: Array, gamma: Array | None, beta: Array | None
             f"out: must be aligned and contiguous, in C order or the other layout; "
             f"got strides {out.strides}"
         )
-    if out is not x and not (address(out) == address(x) and blocks.layout_of(x) == layout):
+    if out is not x and blocks.layout_of(x) != layout:
         _check_apart(out, "x", x)
-    if gamma is not None:
-        _check_apart(out, "weight", gamma)
-    if beta is not None:
-        _check_apart(out, "bias", beta)
     return layout
 
 
-def _check_apart(out: Array, name: str, array: Array) -> None:
-    if numpy.may_share_memory(out, array):
+def _check_apart(out: Array, name: str, array: Array | None) -> None:
+    if array is not None and array is not out and numpy.may_share_memory(out, array):
         raise ValueError(f"out: may be x itself, but must not overlap {name}")
 
 
