@@ -21,7 +21,8 @@ class GradientPass {
   GradientPass(const GradientCall& gradient, const Executor& executor)
       : gradient_(gradient), walk_(gradient), executor_(executor) {}
 
-  void run() const {
+  // False where the executor did not do its part.
+  bool run() const {
     const Backward& args = gradient_.args;
     const Schedule& schedule = gradient_.call.schedule;
     const bool wants_dx = args.dx != nullptr;
@@ -30,18 +31,15 @@ class GradientPass {
     const std::int64_t pieces = schedule.units * walk_.chunks();
     if (wants_dx && wants_sums && !splits(schedule, executor_.threads)) {
       // A thread reduces and then applies one unit after another, while it lies in its cache.
-      parallel_for(gradient_.call, executor_, schedule.units,
-                   [&](std::int64_t begin, std::int64_t end) { fused(begin, end); });
-      return;
+      return parallel_for(gradient_.call, executor_, schedule.units,
+                          [&](std::int64_t begin, std::int64_t end) { fused(begin, end); });
     }
-    if (wants_sums) {
-      parallel_for(gradient_.call, executor_, pieces,
-                   [&](std::int64_t begin, std::int64_t end) { reduce(begin, end); });
-    }
-    if (wants_dx) {
-      parallel_for(gradient_.call, executor_, pieces,
-                   [&](std::int64_t begin, std::int64_t end) { apply(begin, end); });
-    }
+    const auto share = [&](const auto& body) {
+      return parallel_for(gradient_.call, executor_, pieces, body);
+    };
+    return (!wants_sums ||
+            share([&](std::int64_t begin, std::int64_t end) { reduce(begin, end); })) &&
+           (!wants_dx || share([&](std::int64_t begin, std::int64_t end) { apply(begin, end); }));
   }
 
  private:
@@ -101,9 +99,10 @@ class Params {
         strided_(spec_.param_stride != 0),
         sharing_(strided_ ? 1 : gradient.map.spans) {}
 
-  void run(const Executor& executor) const {
+  // False where the executor did not do its part.
+  bool run(const Executor& executor) const {
     const std::int64_t rows = strided_ ? spec_.shape.n : 1;
-    parallel_for(executor, rows * tiles(), [&](std::int64_t begin, std::int64_t end) {
+    return parallel_for(executor, rows * tiles(), [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t i = begin; i < end; ++i) {
         write(i / tiles(), piece(i % tiles(), kTile, spec_.shape.c));
       }
@@ -220,15 +219,14 @@ Status Plan::backward(const Backward& args, std::span<std::byte> workspace,
   const Executor alone;
   const bool small = bytes < detail::kParallelBytes;
   const Executor& used = small || executor.run == nullptr ? alone : executor;
-  if (map.by_elements) {
-    detail::LayerGradient(gradient).run(used);
-  } else if (schedule_.columns) {
-    detail::GradientPass<detail::GradientColumns>(gradient, used).run();
-  } else {
-    detail::GradientPass<detail::GradientRows>(gradient, used).run();
+  bool done = map.by_elements ? detail::LayerGradient(gradient).run(used)
+              : schedule_.columns
+                  ? detail::GradientPass<detail::GradientColumns>(gradient, used).run()
+                  : detail::GradientPass<detail::GradientRows>(gradient, used).run();
+  if (args.dgamma != nullptr || args.dbeta != nullptr) {
+    done = done && detail::Params(gradient).run(used);
   }
-  if (args.dgamma != nullptr || args.dbeta != nullptr) detail::Params(gradient).run(used);
-  return Status::ok;
+  return done ? Status::ok : Status::executor_failed;
 }
 
 }  // namespace groupnorm

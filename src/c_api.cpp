@@ -92,6 +92,7 @@ static_assert(same(GN_STATUS_BACKWARD_WORKSPACE_TOO_SMALL, Status::backward_work
 static_assert(same(GN_STATUS_EXECUTOR, Status::executor));
 static_assert(same(GN_STATUS_NOT_PLANNED, Status::not_planned));
 static_assert(same(GN_STATUS_NOT_BUILT, Status::not_built));
+static_assert(same(GN_STATUS_EXECUTOR_FAILED, Status::executor_failed));
 
 // A number from C as an enumerator. What does not fit becomes 255, which no enumeration has and
 // which the engine refuses; a plain cast would wrap round to a number that it accepts.

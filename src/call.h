@@ -50,9 +50,9 @@ struct Call {
 
 // parallel_for, with what the threads have streamed there for all to see.
 template <class Body>
-void parallel_for(const Call& call, const Executor& executor, std::int64_t count,
-                  const Body& body) {
-  parallel_for(executor, count, [&](std::int64_t begin, std::int64_t end) {
+[[nodiscard]] bool parallel_for(const Call& call, const Executor& executor, std::int64_t count,
+                                const Body& body) {
+  return parallel_for(executor, count, [&](std::int64_t begin, std::int64_t end) {
     body(begin, end);
     if (call.store == Store::streaming) call.kernels.flush();
   });

@@ -233,7 +233,8 @@ class GradientColumns {
 
   void reduce_part(const Part& part, bool extreme) const {
     const std::int64_t lanes = part.part.size();
-    GradientSums total[kMaxLanes];
+    GradientSums* const total =
+        gradient_.sums + gradient_.map.index(part.at.span, part.part.begin, part.at.piece);
     const bool done = !extreme && fused_ && reduce_lanes(part, total);
     const bool wide = extreme || lanes < call_.kernels.lanes;
     if (!done) reduce_in_tiles(part, wide, total);
@@ -244,8 +245,6 @@ class GradientColumns {
       }
     });
     if (!keeps && !wide) reduce_in_tiles(part, true, total);
-    std::copy_n(total, lanes,
-                gradient_.sums + gradient_.map.index(part.at.span, part.part.begin, part.at.piece));
   }
 
   static void add(const GradientSums* sums, std::int64_t lanes, GradientSums* total) {

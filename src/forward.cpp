@@ -19,11 +19,12 @@ class Pass {
   Pass(const Call& call, Moments* partial, const Executor& executor)
       : call_(call), walk_(call), partial_(partial), executor_(executor) {}
 
-  void run() const {
+  // False where the executor did not do its part.
+  bool run() const {
     const Schedule& schedule = call_.schedule;
     const std::int64_t units = walk_.units(), pieces = units * schedule.chunks;
     if (call_.spec.given_statistics) {
-      parallel_for(call_, executor_, pieces, [&](std::int64_t begin, std::int64_t end) {
+      return parallel_for(call_, executor_, pieces, [&](std::int64_t begin, std::int64_t end) {
         apply(begin, end, [&](std::int64_t unit, Statistics* statistics) {
           const std::int64_t first = walk_.first_block(unit);
           for (std::int64_t b = 0; b < walk_.blocks(unit); ++b) {
@@ -31,30 +32,22 @@ class Pass {
           }
         });
       });
-      return;
     }
     if (!splits(schedule, executor_.threads)) {
-      parallel_for(call_, executor_, units,
-                   [&](std::int64_t begin, std::int64_t end) { fused(begin, end); });
-      return;
+      return parallel_for(call_, executor_, units,
+                          [&](std::int64_t begin, std::int64_t end) { fused(begin, end); });
     }
-    parallel_for(call_, executor_, pieces, [&](std::int64_t begin, std::int64_t end) {
+    const auto reduce = [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t i = begin; i < end; ++i) {
         walk_.reduce(i / schedule.chunks, i % schedule.chunks, partial_ + i * stride());
       }
-    });
-    parallel_for(call_, executor_, pieces, [&](std::int64_t begin, std::int64_t end) {
-      apply(begin, end, [&](std::int64_t unit, Statistics* statistics) {
-        const Moments* const first = partial_ + unit * schedule.chunks * stride();
-        const bool writes = begin <= unit * schedule.chunks;
-        Moments total[Walk::kMaxBlocks];
-        std::copy_n(first, walk_.blocks(unit), total);
-        for (std::int64_t chunk = 1; chunk < schedule.chunks; ++chunk) {
-          add(unit, first + chunk * stride(), total);
-        }
-        finish_unit(unit, total, statistics, writes);
-      });
-    });
+    };
+    return parallel_for(call_, executor_, pieces, reduce) &&
+           parallel_for(call_, executor_, pieces, [&](std::int64_t begin, std::int64_t end) {
+             apply(begin, end, [&](std::int64_t unit, Statistics* statistics) {
+               fold(unit, statistics, begin <= unit * schedule.chunks);
+             });
+           });
   }
 
  private:
@@ -62,6 +55,30 @@ class Pass {
 
   void add(std::int64_t unit, const Moments* chunk, Moments* total) const {
     for (std::int64_t b = 0; b < walk_.blocks(unit); ++b) total[b] = merge(total[b], chunk[b]);
+  }
+
+  // From the moments of chunks in the workspace. This and `find` are not inlined, so that moments
+  // have left the stack when the unit is applied.
+  [[gnu::noinline]] void fold(std::int64_t unit, Statistics* statistics, bool writes) const {
+    const Moments* const first = partial_ + unit * call_.schedule.chunks * stride();
+    Moments total[Walk::kMaxBlocks];
+    std::copy_n(first, walk_.blocks(unit), total);
+    for (std::int64_t chunk = 1; chunk < call_.schedule.chunks; ++chunk) {
+      add(unit, first + chunk * stride(), total);
+    }
+    finish_unit(unit, total, statistics, writes);
+  }
+
+  // Reduces a unit. Where it has several chunks, each goes through the workspace.
+  [[gnu::noinline]] void find(std::int64_t unit, Statistics* statistics) const {
+    Moments total[Walk::kMaxBlocks];
+    walk_.reduce(unit, 0, total);
+    for (std::int64_t chunk = 1; chunk < call_.schedule.chunks; ++chunk) {
+      Moments* const part = partial_ + unit * call_.schedule.chunks * stride();
+      walk_.reduce(unit, chunk, part);
+      add(unit, part, total);
+    }
+    finish_unit(unit, total, statistics, true);
   }
 
   void finish_unit(std::int64_t unit, const Moments* total, Statistics* statistics,
@@ -84,16 +101,11 @@ class Pass {
   }
 
   void one(std::int64_t unit) const {
-    const std::int64_t chunks = call_.schedule.chunks;
-    Moments total[Walk::kMaxBlocks], part[Walk::kMaxBlocks];
     Statistics statistics[Walk::kMaxBlocks];
-    walk_.reduce(unit, 0, total);
-    for (std::int64_t chunk = 1; chunk < chunks; ++chunk) {
-      walk_.reduce(unit, chunk, part);
-      add(unit, part, total);
+    find(unit, statistics);
+    for (std::int64_t chunk = 0; chunk < call_.schedule.chunks; ++chunk) {
+      walk_.apply(unit, chunk, statistics);
     }
-    finish_unit(unit, total, statistics, true);
-    for (std::int64_t chunk = 0; chunk < chunks; ++chunk) walk_.apply(unit, chunk, statistics);
   }
 
   // Chunks [begin, end) counted over all units; `find` makes a unit's statistics, once.
@@ -136,12 +148,9 @@ Status Plan::forward(const Forward& args, std::span<std::byte> workspace,
   std::size_t room = workspace.size();
   auto* const partial = static_cast<detail::Moments*>(
       std::align(alignof(detail::Moments), sizeof(detail::Moments), aligned, room));
-  if (schedule_.columns) {
-    detail::Pass<detail::Columns>(call, partial, used).run();
-  } else {
-    detail::Pass<detail::Rows>(call, partial, used).run();
-  }
-  return Status::ok;
+  const bool done = schedule_.columns ? detail::Pass<detail::Columns>(call, partial, used).run()
+                                      : detail::Pass<detail::Rows>(call, partial, used).run();
+  return done ? Status::ok : Status::executor_failed;
 }
 
 }  // namespace groupnorm

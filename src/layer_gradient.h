@@ -24,8 +24,9 @@ class LayerGradient {
         groups_(call_.spec.shape.c / channels_),
         fused_(has_fused_derivative(call_.spec.activation)) {}
 
-  void run(const Executor& executor) const {
-    parallel_for(call_, executor, gradient_.map.spans, [&](std::int64_t begin, std::int64_t end) {
+  // False where the executor did not do its part.
+  bool run(const Executor& executor) const {
+    const auto take_spans = [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t span = begin; span < end; ++span) {
         GradientSums* const sums = gradient_.sums + gradient_.map.index(span, 0, 0);
         std::fill_n(sums, call_.spec.shape.c, GradientSums{0, 0});
@@ -39,7 +40,8 @@ class LayerGradient {
           }
         }
       }
-    });
+    };
+    return parallel_for(call_, executor, gradient_.map.spans, take_spans);
   }
 
  private:

@@ -1,6 +1,7 @@
 #include <groupnorm/layers.hpp>
 
 #include "dtype.h"
+#include "floats.h"
 #include "groups.h"
 #include "validate.h"
 
@@ -142,6 +143,7 @@ struct Moments {
 
 // The corrected two-pass algorithm (Chan, Golub & LeVeque 1983, eq. 1.7).
 Moments moments(const Tensor& x) {
+  const detail::StandardFloats floats;
   return detail::visit(x.dtype(), [&](auto element) {
     const auto* const first = static_cast<const decltype(element)*>(x.data());
     const std::span elements(first, static_cast<std::size_t>(x.size()));
@@ -389,6 +391,7 @@ void Normalization::prepare(const Tensor& x, const Tensor& y, const Given* given
 
   // Anew each time: anyone may have written to gamma and beta, and to find that out would take
   // about as long.
+  const detail::StandardFloats floats;
   auto& [gamma, beta, mean, rstd] = memory->values;
   convert(gamma_, spec.param, &gamma);
   convert(beta_, spec.param, &beta);
@@ -480,6 +483,7 @@ void Normalization::backward(const Tensor& dy, Tensor& dx) {
                       .dgamma = data_of(dgamma),
                       .dbeta = data_of(dbeta)};
   check_call(plan.backward(args, memory->workspace, options.executor), plan.spec(), x);
+  const detail::StandardFloats floats;
   add(dgamma, plan.spec().param, &dgamma_);
   add(dbeta, plan.spec().param, &dbeta_);
 }
@@ -564,6 +568,7 @@ void BatchNormalization::infer(const Tensor& x, Tensor& y) const {
 }
 
 void BatchNormalization::update(double m) {
+  const detail::StandardFloats floats;
   const double unbiased = (m - options.correction) / (m - 1);
   for (std::size_t c = 0; c < running_mean_.size(); ++c) {
     // rstd is 0 where var + eps is 0. Rounding may leave 1 / rstd^2 a hair below eps.

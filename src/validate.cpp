@@ -308,6 +308,10 @@ const char* status_string(Status status) noexcept {
     case Status::executor: return "executor: threads must be from 1 to 1024";
     case Status::not_planned: return "plan: default-constructed; make it with Plan::make";
     case Status::not_built: return "this build (edge) has forward on f32 alone";
+    case Status::executor_failed:
+      return "executor: run must do each of its tasks once, and all of them before it returns; "
+             "what "
+             "the outputs hold is of no use";
   }
   return "unknown status";
 }

@@ -6,7 +6,13 @@
  *   xhat = (x - mean) * rstd,   rstd = 1 / sqrt(var + eps),   y = activation(gamma * xhat + beta)
  *
  * Nothing here allocates, throws, prints, aborts or keeps state between calls. A call that answers
- * anything but GN_STATUS_OK has written nothing.
+ * anything but GN_STATUS_OK has written nothing, unless it is GN_STATUS_EXECUTOR_FAILED, which
+ * comes when the work has been given away.
+ *
+ * A call computes in the standard floating-point environment, whatever is set in the threads that
+ * it meets: it rounds to nearest, keeps subnormal numbers and traps nothing. It leaves the
+ * environment as it was. A call takes up to 60 KB of stack forward and 76 KB backward, of
+ * the thread that makes it and of each that runs a task.
  *
  *   gn_spec spec;
  *   gn_spec_init(&spec);
@@ -121,6 +127,7 @@ enum {
   GN_STATUS_EXECUTOR,
   GN_STATUS_NOT_PLANNED,
   GN_STATUS_NOT_BUILT,
+  GN_STATUS_EXECUTOR_FAILED,   /* of an executor whose run left tasks out or ran them twice */
   GN_STATUS_STRUCT_SIZE = 1000 /* of this interface only */
 };
 
@@ -238,7 +245,12 @@ static inline void gn_backward_args_init(gn_backward_args* args) {
 
 /* Runs task(arg, i) once for each i in [0, count), in any order, and returns when all are done.
  * `threads` (1 to 1024) says how finely to cut the work; the bits of the result do not depend on
- * it. Without `run` the calling thread does everything. */
+ * it. Without `run` the calling thread does everything.
+ *
+ * Where `run` returns before each task has been done, runs one twice (the second time does nothing)
+ * or makes up an index, or where it is C++ and throws, the call answers GN_STATUS_EXECUTOR_FAILED.
+ * What is trusted: that no task is run, and none still running, after `run` has returned, because
+ * `arg` is gone by then. */
 typedef void (*gn_task)(void* arg, int64_t index);
 typedef struct gn_executor {
   void (*run)(void* context, int64_t count, gn_task task, void* arg);
@@ -246,8 +258,9 @@ typedef struct gn_executor {
   int threads;
 } gn_executor;
 
-/* The built-in pool, shared by the process. threads = 0: GROUPNORM_NUM_THREADS, else one per core.
- */
+/* The built-in pool, shared by the process: groupnorm.hpp says more. threads = 0:
+ * GROUPNORM_NUM_THREADS, else as many as the affinity of the process's main thread and the quotas
+ * of its control groups allow. */
 GROUPNORM_API gn_executor gn_pool(int threads);
 
 /* A checked spec with its schedule, in the caller's memory: begin with {0}, copy it freely, nothing

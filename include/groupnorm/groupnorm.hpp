@@ -8,7 +8,16 @@
 // (Wu & He, "Group Normalization", 2018, eq. 1-7; var divides by m, the elements of a block, or by
 // m - 1.)
 //
-// Nothing here throws, prints, aborts or allocates. A call that is refused has written nothing.
+// Nothing here throws, prints, aborts or allocates. A call that is refused has written nothing;
+// executor_failed alone is no refusal, for it comes when the work has been given away.
+//
+// A call computes in the standard floating-point environment, whatever is set in the threads that
+// it meets: it rounds to nearest, keeps subnormal numbers and traps nothing. It leaves the
+// environment as it was. (Modes of the x87 are not looked at: nothing here uses it.)
+//
+// A call takes up to 60 KB of stack forward and 76 KB backward, of the thread that makes it
+// and of each that runs a task. Threads with smaller stacks than that and what their own code needs
+// must not call it: it would overrun them, into a guard page if there is one.
 #ifndef GROUPNORM_GROUPNORM_HPP
 #define GROUPNORM_GROUPNORM_HPP
 
@@ -94,7 +103,8 @@ enum class Status : std::uint8_t {
   backward_workspace_too_small,
   executor,
   not_planned,
-  not_built,  // by the edge build alone
+  not_built,        // by the edge build alone
+  executor_failed,  // run left tasks out, ran them twice, or threw: outputs hold nothing of use
 };
 
 // The rule that was broken, in one sentence; never null.
@@ -164,6 +174,12 @@ struct Spec {
 // Runs task(arg, i) once for each i in [0, count), in any order, and returns when all are done.
 // `threads` says how finely the engine cuts its work (the bits of the result do not depend on it).
 // Without `run` the calling thread does everything, and `threads` is 1.
+//
+// The engine counts its tasks: where `run` returns before each of them has been done, runs one
+// twice (the second time does nothing), makes up an index or throws, the call answers
+// executor_failed. What it must trust: that no task is run, and none still running, after `run` has
+// returned or thrown, because `arg` is gone by then. A task never throws; it takes as much stack as
+// a call.
 struct Executor {
   using Task = void (*)(void* arg, std::int64_t index);
   void (*run)(void* context, std::int64_t count, Task task, void* arg) = nullptr;
@@ -173,7 +189,16 @@ struct Executor {
 
 // The built-in pool, shared by the process; its threads start at first use and sleep between calls.
 // threads = 0: GROUPNORM_NUM_THREADS if that is set to a whole number from 1 to 1024, else one per
-// core this process may run on. A call that finds the pool busy runs on its own thread.
+// core this process may run on: as many as its main thread's affinity has, and its control groups'
+// quota of processor time (Linux, cgroup v1 and v2) allows, rounded up. Both are asked once.
+//
+// A call that finds the pool busy runs on its own thread: another thread's call, or one from within
+// a task. So do calls after static destructors have ended the pool. A forked child starts threads
+// of its own, also where the parent forks in the middle of another thread's call.
+//
+// The threads take no signal but for faults of their own, and whatever thread made the first call,
+// they have the cores, the scheduling policy and the priority of the process's main thread (Linux).
+// exit() within a task or a signal handler leaves them be; unloading the library ends them.
 GROUPNORM_API Executor pool(int threads = 0) noexcept;
 
 // The arguments of one forward call. Elements are contiguous in the Spec's layout and aligned to

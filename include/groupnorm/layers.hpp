@@ -41,7 +41,8 @@ namespace groupnorm {
 inline namespace GROUPNORM_STD {
 
 // What every refusal of this header throws: its words name the argument, its value and the rule.
-// Nothing has been written by then. (Memory that cannot be had is std::bad_alloc.)
+// Nothing has been written by then, unless it is the Executor that did not do its part. (Memory
+// that cannot be had is std::bad_alloc.)
 class GROUPNORM_API Error : public std::invalid_argument {
  public:
   using std::invalid_argument::invalid_argument;

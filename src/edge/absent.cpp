@@ -1,7 +1,15 @@
-// What the edge build does not have: threads of its own, and backward.
+// What the edge build does not have: threads of its own, exceptions, and backward.
+#include "parallel.h"
+
 #include <groupnorm/groupnorm.hpp>
 
 namespace groupnorm {
+
+bool detail::hand_out(const Executor& executor, std::int64_t count, Executor::Task task,
+                      void* arg) noexcept {
+  executor.run(executor.context, count, task, arg);
+  return true;
+}
 
 Executor pool(int) noexcept { return {}; }  // the calling thread
 

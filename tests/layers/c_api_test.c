@@ -145,7 +145,7 @@ static void test_defaults(void) {
 
 static void test_status_strings(void) {
   CHECK(strcmp(gn_status_string(GN_STATUS_OK), "ok") == 0);
-  for (gn_status a = GN_STATUS_OK; a <= GN_STATUS_NOT_BUILT; ++a) {
+  for (gn_status a = GN_STATUS_OK; a <= GN_STATUS_EXECUTOR_FAILED; ++a) {
     CHECK(strlen(gn_status_string(a)) > 0);
     CHECK(strcmp(gn_status_string(a), "unknown status") != 0);
     for (gn_status b = GN_STATUS_OK; b < a; ++b) {

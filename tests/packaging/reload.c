@@ -8,7 +8,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 
 enum { kC = 8, kS = 20000, kSize = kC * kS };
 static float x[kSize], first[kSize], y[kSize];
@@ -79,6 +81,11 @@ int main(int argc, char** argv) {
     if (dlclose(library) != 0) return printf("%s\n", dlerror()), 1;
     if (!is_alone()) return printf("time %d: a thread is left\n", i), 1;
     if (is_mapped("libgroupnorm")) return printf("time %d: still mapped\n", i), 1;
+    /* Its handler of forks has gone with it. */
+    const pid_t child = fork();
+    int status = 0;
+    if (child == 0) _exit(0);
+    if (waitpid(child, &status, 0) != child || status != 0) return printf("time %d: fork\n", i), 1;
   }
   return 0;
 }
