@@ -65,6 +65,11 @@ Result measure(const Options& options) {
 
   const std::unique_ptr<Subject> subject = make_subject(asked, options.backward, options.hot);
   Contest contest(subject->tensors(), options.hot);
+  if (!options.hot && !contest.ring().is_cold()) {
+    std::fprintf(stderr,
+                 "groupnorm: the memory that this process may have holds less than 4 times the "
+                 "last-level cache, so the caches keep some of the buffers: as with --hot\n");
+  }
   Result result{.spec = asked.spec,
                 .direction = subject->direction(),
                 .target = way.plan.target(),
@@ -154,7 +159,8 @@ Command add_bench(CLI::App& app) {
       "bench",
       "Check one shape against the reference, then time it in turns with copies of the same bytes "
       "(memcpy and a streaming copy, the faster counts) on random data. Buffers rotate through 4 "
-      "times the last-level cache, 256 MB at least");
+      "times the last-level cache, 256 MB at least, or half of the memory that the process may "
+      "have");
   const auto options = std::make_shared<Options>();
   options->tensor.add_to(*bench)->required();
   options->norm.add_to(*bench, /*given_statistics=*/true);

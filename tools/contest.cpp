@@ -27,9 +27,10 @@ constexpr NamedCopy kCopies[] = {{"memcpy", plain_copy}, {"streaming copy", stre
 std::size_t sets_of(std::size_t set_bytes, bool hot) {
   if (hot) return 1;
   const std::size_t wanted = std::max(4 * caches().last_level(), std::size_t{256} << 20);
-  const std::size_t memory = physical_memory();
-  if (memory != 0 && 2 * set_bytes > memory / 2) return 1;
-  return std::max<std::size_t>(2, (wanted + set_bytes - 1) / set_bytes);
+  const double most = allowed_memory() / 2 / static_cast<double>(set_bytes);
+  if (most < 2) return 1;
+  const std::size_t sets = std::max<std::size_t>(2, (wanted + set_bytes - 1) / set_bytes);
+  return static_cast<std::size_t>(std::min(static_cast<double>(sets), most));
 }
 
 Ring::Ring(std::vector<const testing::Buffer*> tensors, std::size_t sets)
@@ -44,6 +45,8 @@ Set Ring::next() {
   ++turns_;
   return at(std::exchange(next_, next_ + 1 == sets_ ? 0 : next_ + 1));
 }
+
+bool Ring::is_cold() const { return memory_.size() >= 4 * caches().last_level(); }
 
 void Ring::renew_if_worn() {
   constexpr std::size_t kRounds = 16;

@@ -21,8 +21,9 @@ struct Set {
   std::byte* tensor(std::size_t i) const { return begin + i * stride; }
 };
 
-// So many sets that together they are 4 times the last cache, and 256 MB; one where they are to be
-// hot. A tensor too large for two such sets in half the memory has left the caches by itself.
+// So many sets that together they are 4 times the last cache, and 256 MB, as far as half of the
+// memory that this process may have holds them; one where they are to be hot, or where two are too
+// many.
 std::size_t sets_of(std::size_t set_bytes, bool hot);
 
 // Sets to go round, so that a set has left the caches when its turn comes again.
@@ -36,6 +37,8 @@ class Ring {
   // To be called between the calls that are timed. A dy that one backward after another replaces by
   // its dx vanishes or overflows, channel by channel: it is filled again before that matters.
   void renew_if_worn();
+  // Whether a set is expected to have left the caches when its turn comes again.
+  bool is_cold() const;
   std::size_t sets() const { return sets_; }
   std::size_t tensors() const { return tensors_.size(); }  // of a set
   std::size_t tensor_bytes() const { return tensors_.front()->size(); }

@@ -1,11 +1,15 @@
 #include "machine.h"
 
+#include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
+#include <limits>
 
 #include "bad_input.h"
+#include "cgroup.h"
 
 namespace groupnorm::tools {
 namespace {
@@ -28,6 +32,13 @@ bool read_sysfs(int index, Caches* caches) {
   if (level == 2) caches->l2 = bytes;
   if (level == 3) caches->l3 = bytes;
   return true;
+}
+
+double limit(decltype(RLIMIT_AS) resource) {
+  rlimit found{};
+  const bool known = getrlimit(resource, &found) == 0;
+  return known && found.rlim_cur != RLIM_INFINITY ? static_cast<double>(found.rlim_cur)
+                                                  : std::numeric_limits<double>::infinity();
 }
 
 }  // namespace
@@ -56,16 +67,25 @@ std::string processor() {
   return "unknown";
 }
 
-std::size_t physical_memory() {
-  const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
-  return pages > 0 && page > 0 ? static_cast<std::size_t>(pages) * static_cast<std::size_t>(page)
-                               : 0;
+double allowed_memory() {
+  const auto page = static_cast<double>(sysconf(_SC_PAGESIZE));
+  const auto pages = static_cast<double>(sysconf(_SC_PHYS_PAGES));
+  // The system counts late what a process takes, and there is more to it than tensors.
+  constexpr double kRest = 8 << 20;
+  double memory = detail::cgroup_memory() - kRest;
+  if (page > 0 && pages > 0) memory = std::min(memory, pages * page);
+  // Pages: all of its address space, resident, shared, code, 0, data and stack.
+  double space = 0, other = 0, data = 0;
+  std::ifstream("/proc/self/statm") >> space >> other >> other >> other >> other >> data;
+  memory = std::min(memory, limit(RLIMIT_AS) - space * page);
+  memory = std::min(memory, limit(RLIMIT_DATA) - data * page);
+  return std::max(memory, 0.0);
 }
 
 void require_memory(double bytes, const std::string& what) {
-  const auto memory = static_cast<double>(physical_memory());
-  if (memory == 0 || bytes <= memory) return;
-  throw BadInput(what + ": needs " + format_bytes(bytes) + " of memory, this machine has " +
+  const double memory = allowed_memory();
+  if (bytes <= memory) return;
+  throw BadInput(what + ": needs " + format_bytes(bytes) + " of memory, this process may have " +
                  format_bytes(memory));
 }
 

@@ -17,11 +17,13 @@ Caches caches();
 // Its model, or "unknown".
 std::string processor();
 
-// Bytes; 0 where the system does not say.
-std::size_t physical_memory();
+// Bytes that this process may still take: the least of the machine's memory, what its control
+// groups leave it and what its own limits do (ulimit -v, -d). Infinity where the system says
+// nothing.
+double allowed_memory();
 
-// Throws BadInput where `bytes` are more than the machine has: a clear refusal instead of a process
-// that the system kills. `what` needs them.
+// Throws BadInput where `bytes` are more than allowed_memory(): a clear refusal instead of a
+// process that the system kills. `what` needs them.
 void require_memory(double bytes, const std::string& what);
 
 // "512 KB", "1.6 GB": powers of 1024.

@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import json
+import math
 import os
 import signal
 import stat
@@ -17,7 +18,7 @@ import numpy_norms
 import pytest
 
 import groupnorm
-from groupnorm._cli import bench, files, main, oracle, report, tensor
+from groupnorm._cli import bench, contest, files, machine, main, oracle, report, tensor
 
 LAYOUTS = norms.LAYOUTS
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -938,7 +939,7 @@ def test_bench_of_torch(cli, dtype, layout, backward):
 def test_bench_rotates(cli):
     """Without --hot: the sets hold the same values, each in memory of its own."""
     pytest.importorskip("torch")
-    from groupnorm._cli import contest, contest_torch
+    from groupnorm._cli import contest_torch
 
     case = contest.Case("", (1, 8, 3), 2)
     setting = contest.Setting("torch", "f32", LAYOUTS[0], "none", True, False, False, 1)
@@ -951,6 +952,52 @@ def test_bench_rotates(cli):
     assert contest.sets_of(1 << 30, hot=True) == 1
     assert contest.sets_of(1 << 40, hot=False) == 1
     assert contest.sets_of(1 << 26, hot=False) >= 2
+
+
+def test_bench_takes_no_more_than_a_limited_memory_has(monkeypatch):
+    monkeypatch.setattr(contest, "allowed_memory", lambda: 64 << 20)
+    assert contest.sets_of(1 << 20, hot=False) == 32
+    assert contest.sets_of(1 << 25, hot=False) == 1
+
+
+def test_memory_of_control_groups(tmp_path):
+    """Of its own group and those around it, less what they have taken."""
+
+    def write(name, text):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+    assert machine._cgroup_memory(tmp_path) == math.inf
+    write("proc/self/cgroup", "0::/a/b\n")
+    write("sys/fs/cgroup/a/b/memory.max", "max\n")
+    write("sys/fs/cgroup/a/memory.max", "1000\n")
+    write("sys/fs/cgroup/a/memory.stat", "inactive_anon 3\nanon 10\n")
+    assert machine._cgroup_memory(tmp_path) == 990
+    write("proc/self/cgroup", "5:cpuset:/\n4:memory:/job\n")
+    write("sys/fs/cgroup/memory/job/memory.limit_in_bytes", "777\n")
+    assert machine._cgroup_memory(tmp_path) == 777
+
+
+def test_a_small_address_space(good):
+    """As `ulimit -v`: what does not fit is refused in one line."""
+    with open(good.directory / "large.npy", "wb") as file:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (2, 8, 1 << 28)}
+        numpy.lib.format.write_array_header_1_0(file, header)
+        file.truncate(file.tell() + (1 << 34))  # takes no room on the disk
+    limit = (
+        "import resource, sys; from groupnorm._cli import main; "
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 33, 1 << 33)); sys.exit(main(sys.argv[1:]))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", limit, "run", "large.npy", "-o", "y.npy"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 2, result.stderr
+    assert "'large.npy': needs 32 GB of memory, this process may have " in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_bench_table(cli, monkeypatch):
@@ -1012,7 +1059,7 @@ def test_bench_oracle_by_its_definition():
 
 def test_bench_errors_see_a_wrong_gradient(cli):
     torch = pytest.importorskip("torch")
-    from groupnorm._cli import contest, contest_torch
+    from groupnorm._cli import contest_torch
 
     case = contest.Case("", (3, 8, 5), 2)
     setting = contest.Setting("torch", "f32", LAYOUTS[0], "silu", True, True, False, 1)

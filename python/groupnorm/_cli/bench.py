@@ -19,14 +19,14 @@ from .command import (
     add_activation,
     add_threads,
     finite_number,
-    format_bytes,
     require,
+    require_memory,
     require_target,
     whole_number,
 )
 from .contest import OURS, Arena, Case, Outcome, Setting, play, sets_of
 from .files import suffix_of
-from .machine import keep_freed_memory, physical_memory
+from .machine import keep_freed_memory
 from .report import JSON_KEYS, as_json, plot, progress_of, table
 
 CASES = (
@@ -62,7 +62,8 @@ def add_to(commands: Any) -> None:
         description="Check group normalization on the shapes of real models against float64, then "
         "time it in turns with torch and with a copy of the same bytes, on random data: the median "
         "and the 99th percentile of single calls. Inputs and results rotate through 4 times the "
-        "last-level cache, 256 MB at least (4096 buffers at most). Results are allocated by each "
+        "last-level cache, 256 MB at least (4096 buffers at most, and half of the memory that the "
+        "process may have). Results are allocated by each "
         "call, from memory that earlier ones have freed.",
     )
     add = parser.add_argument
@@ -140,18 +141,13 @@ def _threads(options: argparse.Namespace, api: str) -> int:
 
 
 def _require_memory(case: Case, setting: Setting) -> None:
-    """Refuses a shape that is too large for this machine."""
+    """Refuses a shape that is too large for this process."""
     tensor = math.prod(case.shape) * _BYTES[setting.dtype]
     in_set = 3 if setting.backward else 2
     # Each contestant's result is there to be checked, and one group in float64 with its terms.
     needed = (sets_of(in_set * tensor, setting.hot) + 2) * in_set * tensor
     needed += 8 * 8 * math.prod(case.shape) // case.shape[0] // case.groups
-    memory = physical_memory()
-    if memory and needed > memory:
-        raise BadInput(
-            f"--shape {case.text}: needs {format_bytes(needed)} of memory, this machine has "
-            f"{format_bytes(memory)}"
-        )
+    require_memory(needed, f"--shape {case.text}")
 
 
 def _setting(options: argparse.Namespace) -> Setting:

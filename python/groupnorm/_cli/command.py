@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 import groupnorm
 
+from .machine import allowed_memory
+
 OK, WRONG_RESULT, BAD_INPUT = 0, 1, 2
 
 LAYOUTS = ("channels_first", "channels_last")
@@ -126,3 +128,13 @@ def format_bytes(size: float) -> str:
         size /= 1024
         unit += 1
     return f"{size:.1f} {units[unit]}" if size < 10 and unit > 0 else f"{size:.0f} {units[unit]}"
+
+
+def require_memory(needed: float, what: str) -> None:
+    """Refuses what the system would kill this process for."""
+    memory = allowed_memory()
+    if needed > memory:
+        raise BadInput(
+            f"{what}: needs {format_bytes(needed)} of memory, this process may have "
+            f"{format_bytes(memory)}"
+        )

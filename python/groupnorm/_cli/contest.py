@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .machine import caches, physical_memory
+from .machine import allowed_memory, caches
 
 OURS, COPY = "ours", "copy"
 _WARM_US = 1000.0  # how long a contestant plays before the next one: what is its own is then warm
@@ -118,16 +118,15 @@ class Outcome:
 def sets_of(set_bytes: int, hot: bool) -> int:
     """So many sets that together they are 4 times the last cache, and 256 MB.
 
-    A tensor too large for two such sets in half the memory has left the caches by itself.
+    But no more than half of the memory that this process may have holds: one where two are too many.
     """
     if hot:
         return 1
-    last = max(caches().values())
-    memory = physical_memory()
-    if memory and 2 * set_bytes > memory // 2:
+    most = allowed_memory() / 2 / set_bytes
+    if most < 2:
         return 1
-    wanted = max(4 * last, 256 << 20)
-    return min(max(2, -(-wanted // set_bytes)), _MOST_SETS)
+    wanted = max(4 * max(caches().values()), 256 << 20)
+    return int(min(max(2, -(-wanted // set_bytes)), most, _MOST_SETS))
 
 
 class _Contestant:

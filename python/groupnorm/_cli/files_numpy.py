@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .command import BadInput
+from .command import BadInput, require_memory
 from .format import Format, How, cut_data, cut_short, reading
 from .tensor import FloatArray, Result, Tensor, as_float
 
@@ -34,6 +34,7 @@ def _require_complete(path: Path) -> None:
         held = size - file.tell()
     if held < needed and dtype.kind != "O":
         raise cut_data(path, held, shape, needed)
+    require_memory(2 * needed, f"'{path}'")  # x and y
 
 
 def read_npy(path: Path) -> tuple[FloatArray, list[str]]:

@@ -2,8 +2,10 @@
 
 import contextlib
 import ctypes
+import math
 import os
 import platform
+import re
 from pathlib import Path
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -58,9 +60,52 @@ def keep_freed_memory() -> None:
             mallopt(parameter, value)
 
 
-def physical_memory() -> int:
-    """Bytes; 0 where they are not known."""
+def _read(path: Path) -> str:
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return 0
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def _cgroup_memory(root: Path = Path("/")) -> float:
+    """What the control groups of Linux, v1 and v2, leave to this process: the engine's cgroup.cpp."""
+    least = math.inf
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+        if controllers == "":
+            mounts, limit, taken = ["", "unified"], "memory.max", "anon"
+        elif "memory" in controllers.split(","):
+            mounts, limit, taken = ["memory"], "memory.limit_in_bytes", "total_rss"
+        else:
+            continue
+        group = Path(path.lstrip("/"))
+        for mount in mounts:
+            for around in (group, *group.parents):
+                folder = root / "sys/fs/cgroup" / mount / around
+                most = _read(folder / limit).strip()
+                used = re.search(rf"^{taken} (\d+)$", _read(folder / "memory.stat"), re.MULTILINE)
+                if most.isdigit():
+                    least = min(least, int(most) - (int(used[1]) if used else 0))
+    return least
+
+
+def allowed_memory() -> float:
+    """Bytes that this process may still take; infinity where the system does not say.
+
+    The least of the machine's memory, what its control groups leave it and what its own limits do
+    (ulimit -v, -d).
+    """
+    least = _cgroup_memory()
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        least = min(least, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with contextlib.suppress(ImportError, AttributeError):
+        import resource
+
+        page = resource.getpagesize()
+        # Pages: all of its address space, resident, shared, code, 0, data and stack.
+        sizes = [int(size) * page for size in _read(Path("/proc/self/statm")).split()]
+        for kind, used in ((resource.RLIMIT_AS, sizes[:1]), (resource.RLIMIT_DATA, sizes[5:6])):
+            limit, _ = resource.getrlimit(kind)
+            if limit != resource.RLIM_INFINITY:
+                least = min(least, limit - sum(used))
+    return max(least, 0)
