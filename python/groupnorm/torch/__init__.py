@@ -3,8 +3,13 @@
     import groupnorm.torch
     groupnorm.torch.replace_group_norm_(model)
 
-Same modules, same state_dict, same memory formats; forward and backward, torch.compile and
-torch.export. Calls run on torch's own threads.
+Same modules, same state_dict; forward, derivatives of any order, torch.func, torch.compile and
+torch.export. y and dx lie in the memory format that torch suggests for x. Calls run on torch's own
+threads.
+
+A compiled or exported program calls the operators ``torch.ops.groupnorm``. Import groupnorm.torch
+before torch.export.load or torch.jit.load of one, which else fail with "Unknown builtin op" or "no
+such operator"; torch.package and pickles of modules import it by themselves.
 """
 
 from . import export as export  # what it registers

@@ -4,12 +4,13 @@ import ctypes
 import functools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 from .. import _core
 from .._engine import POOL
@@ -41,127 +42,176 @@ def _torch_threads() -> _core.Threads:
 THREADS = _torch_threads()
 
 
-def layout(x: Tensor) -> str | None:
-    """How x lies in memory, as the engine calls it; None where it has to be copied first."""
-    if x.is_contiguous():
-        return "channels_first"
-    if x.dim() > 2 and x.movedim(1, -1).is_contiguous():
-        return "channels_last"
-    return None
+class Geometry(NamedTuple):
+    """How a norm sees x: [n, c, s], so many groups of channels, and what torch asks of it.
+
+    ``params`` is the shape of weight and bias, ``values`` what torch wants more than one of.
+    """
+
+    n: int
+    c: int
+    s: int
+    groups: int
+    params: tuple[int, ...]
+    values: int
 
 
-def dense(x: Tensor) -> Tensor:
-    """x, or a contiguous copy where the engine can't take its strides."""
-    return x if layout(x) is not None else x.contiguous()
+# The shape of x, and what the norm is of -> how it sees x; None where it doesn't fit.
+See = Callable[[Sequence[int], Any], Geometry | None]
 
 
-def _like(x: Tensor, other: Tensor) -> Tensor:
-    """other with the strides of x, which is dense."""
-    if other.stride() == x.stride() or (x.is_contiguous() and other.is_contiguous()):
-        return other
-    return torch.empty_like(x).copy_(other)
+def see_groups(shape: Sequence[int], num_groups: int) -> Geometry | None:
+    """Of group normalization: x is [N, C, ...]."""
+    if len(shape) < 2 or num_groups <= 0 or shape[1] % num_groups != 0:
+        return None
+    n, c, s = shape[0], shape[1], math.prod(shape[2:])
+    return Geometry(n, c, s, num_groups, (c,), n * (c // num_groups) * s)
 
 
-def divides(num_groups: int, shape: torch.Size) -> bool:
-    """Whether shape is [N, C, ...] and C are so many groups."""
-    return len(shape) >= 2 and num_groups > 0 and shape[1] % num_groups == 0
+def see_channels(shape: Sequence[int], _: None) -> Geometry | None:
+    """Of instance normalization: x is [N, C, L...]."""
+    if len(shape) < 3:
+        return None
+    n, c, s = shape[0], shape[1], math.prod(shape[2:])
+    return Geometry(n, c, s, c, (c,), s)
 
 
-def fits(channels: int, dtype: torch.dtype, *params: tuple[torch.Size, torch.dtype] | None) -> bool:
-    """Whether the engine has the dtypes, and the parameters are vectors of one a channel."""
-    there = [p for p in params if p is not None]
-    if dtype not in DTYPES:
+def see_rows(shape: Sequence[int], last: tuple[int, ...]) -> Geometry | None:
+    """Of layer normalization: x is [..., *last], a row is an example of one position."""
+    axes = len(shape) - len(last)
+    if axes < 0 or not last or tuple(shape[axes:]) != last:
+        return None
+    return Geometry(math.prod(shape[:axes]), math.prod(last), 1, 1, last, 2)
+
+
+def takes(
+    seen: Geometry,
+    eps: float,
+    dtype: torch.dtype,
+    *params: tuple[Sequence[int], torch.dtype] | None,
+    known: Callable[[Any], bool] = bool,
+) -> bool:
+    """Whether the engine does it: torch has what it refuses. ``known`` tells of sizes in symbols."""
+    if eps < 0 or dtype not in DTYPES or known(seen.values == 1) or known(seen.c == 0):
         return False
+    there = [p for p in params if p is not None]
     for shape, param in there:
         narrow = param is torch.float32 and dtype.itemsize == 2
         if param is not there[0][1] or not (param is dtype or narrow):
             return False
-        if len(shape) != 1 or shape[0] != channels:
+        if tuple(shape) != seen.params:
             return False
     return True
 
 
+def memory_format(see: See, x: Tensor) -> torch.memory_format:
+    """In which y and dx lie, as torch has it; x is copied to it where it lies otherwise."""
+    return torch.contiguous_format if see is see_rows else suggest_memory_format(x)
+
+
 class Norm(NamedTuple):
-    """What the calls of one kind have in common."""
+    """What the calls of one kind have in common.
+
+    Attributes:
+        plan: of the engine.
+        settings: num_groups, eps, activation.
+        rows: (n, c) where it is of rows, which the operators take as [n, c]; else None.
+        format: the memory format of y and dx.
+        dense: whether x lies in that format; else it has to be copied.
+        alike: whether its strides are those that torch gives to that format. Strides of axes of
+            size 1 can be others.
+    """
 
     plan: _core.Plan
-    settings: tuple[int, float, str]  # num_groups, eps, activation
+    settings: tuple[int, float, str]
+    rows: tuple[int, int] | None
+    format: torch.memory_format
+    dense: bool
+    alike: bool
 
 
 @functools.lru_cache(maxsize=1024)
 def _find_norm(
+    see: See,
+    of: Any,
     shape: torch.Size,
-    memory: str,
+    strides: tuple[int, ...],
     dtype: torch.dtype,
     weight: tuple[torch.Size, torch.dtype] | None,
     bias: tuple[torch.Size, torch.dtype] | None,
-    num_groups: int,
     eps: float,
     activation: str,
 ) -> Norm | None:
-    if not divides(num_groups, shape):
+    seen = see(shape, of)
+    if seen is None or not takes(seen, eps, dtype, weight, bias):
         return None
-    n, c, *spatial = shape
-    if eps < 0 or not fits(c, dtype, weight, bias):
-        return None
+    x = torch.empty_strided(shape, strides, device="meta")
+    form = memory_format(see, x)
     data = DTYPES[dtype]
     param = weight or bias
     plan = _core.Plan(
-        n,
-        c,
-        math.prod(spatial),
+        seen.n,
+        seen.c,
+        seen.s,
         1,
-        c // num_groups,
-        memory,
+        seen.c // seen.groups,
+        "channels_first" if form is torch.contiguous_format else "channels_last",
         data,
         DTYPES[param[1]] if param else data,
         activation,
         eps,
     )
-    return Norm(plan, (num_groups, eps, activation))
+    return Norm(
+        plan,
+        (seen.groups, eps, activation),
+        (seen.n, seen.c) if see is see_rows else None,
+        form,
+        x.is_contiguous(memory_format=form),
+        strides == torch.empty_like(x, memory_format=form).stride(),
+    )
 
 
 def find_norm(
+    see: See,
+    of: Any,
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    num_groups: int,
     eps: float,
     activation: str,
 ) -> Norm | None:
-    """Of a dense x; None where the engine can't take the groups, dtypes or parameters."""
+    """None where the engine can't take the shapes or dtypes."""
     return _find_norm(
+        see,
+        of,
         x.shape,
-        "channels_first" if x.is_contiguous() else "channels_last",
+        x.stride(),
         x.dtype,
         None if weight is None else (weight.shape, weight.dtype),
         None if bias is None else (bias.shape, bias.dtype),
-        num_groups,
         eps,
         activation,
     )
 
 
-def _plan(*args: Any) -> _core.Plan:
-    norm = find_norm(*args)
-    if norm is None:
-        raise ValueError(
-            "num_groups must divide C; weight, bias: must be [C], in the dtype of x or in float32"
-        )
-    return norm.plan
+def _like(x: Tensor, norm: Norm) -> Tensor:
+    return torch.empty_like(x) if norm.alike else torch.empty_like(x, memory_format=norm.format)
 
 
 def forward(
-    plan: _core.Plan,
+    norm: Norm,
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     mean: int = 0,
     rstd: int = 0,
 ) -> Tensor:
-    """y, with the strides of x, which is dense; mean and rstd are addresses, 0 for neither."""
-    y = torch.empty_like(x)
-    plan.forward(
+    """y; mean and rstd are addresses, 0 for neither."""
+    if norm.dense:
+        y = _like(x, norm)
+    else:
+        x = y = x.contiguous(memory_format=norm.format)
+    norm.plan.forward(
         x.data_ptr(),
         y.data_ptr(),
         0 if weight is None else weight.data_ptr(),
@@ -175,7 +225,7 @@ def forward(
 
 
 def backward(
-    plan: _core.Plan,
+    norm: Norm,
     dy: Tensor,
     x: Tensor,
     weight: Tensor | None,
@@ -184,12 +234,13 @@ def backward(
     rstd: int,
     mask: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """dx, dweight and dbias, None where the mask does not ask for them; x is dense."""
-    dy = _like(x, dy)
-    dx = torch.empty_like(x) if mask[0] else None
+    """dx, dweight and dbias, None where the mask does not ask for them."""
+    x = x.contiguous(memory_format=norm.format)
+    dy = dy.contiguous(memory_format=norm.format)
+    dx = _like(x, norm) if mask[0] else None
     dweight = torch.empty_like(weight) if mask[1] and weight is not None else None
     dbias = torch.empty_like(bias) if mask[2] and bias is not None else None
-    plan.backward(
+    norm.plan.backward(
         x.data_ptr(),
         dy.data_ptr(),
         0 if weight is None else weight.data_ptr(),
@@ -205,6 +256,29 @@ def backward(
     return dx, dweight, dbias
 
 
+def _require(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    num_groups: int,
+    eps: float,
+    activation: str,
+) -> Norm:
+    norm = find_norm(see_groups, num_groups, x, weight, bias, eps, activation)
+    if norm is None:
+        raise ValueError(
+            "x: must be [N, C, ...] in float32, float64, float16 or bfloat16, with C a multiple of"
+            " num_groups and more than one value to a group; weight, bias: must be [C], in the"
+            f" dtype of x or in float32; eps: must not be negative; got x {list(x.shape)} {x.dtype},"
+            f" num_groups={num_groups}, eps={eps}"
+        )
+    return norm
+
+
+def _contiguous(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    return tuple(None if t is None else t.contiguous() for t in tensors)
+
+
 def group_norm(
     x: Tensor,
     weight: Tensor | None,
@@ -214,11 +288,11 @@ def group_norm(
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator: y, and mean and rstd [N, G] in float64, whatever the dtype of x."""
-    x = dense(x)
+    norm = _require(x, weight, bias, num_groups, eps, activation)
+    weight, bias = _contiguous(weight, bias)
     mean = x.new_empty((x.shape[0], num_groups), dtype=torch.float64)
     rstd = torch.empty_like(mean)
-    plan = _plan(x, weight, bias, num_groups, eps, activation)
-    return forward(plan, x, weight, bias, mean.data_ptr(), rstd.data_ptr()), mean, rstd
+    return forward(norm, x, weight, bias, mean.data_ptr(), rstd.data_ptr()), mean, rstd
 
 
 def group_norm_backward(
@@ -234,8 +308,19 @@ def group_norm_backward(
     mask: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The operator: dx, dweight and dbias; empty ones where the mask does not ask for them."""
-    x = dense(x)
-    plan = _plan(x, weight, bias, num_groups, eps, activation)
-    found = backward(plan, dy, x, weight, bias, mean.data_ptr(), rstd.data_ptr(), mask)
+    norm = _require(x, weight, bias, num_groups, eps, activation)
+    if dy.shape != x.shape or dy.dtype != x.dtype:
+        raise ValueError(
+            f"dy: must be as x, {list(x.shape)} {x.dtype}; got {list(dy.shape)} {dy.dtype}"
+        )
+    blocks = (x.shape[0], num_groups)
+    for name, value in (("mean", mean), ("rstd", rstd)):
+        if value.shape != blocks or value.dtype != torch.float64:
+            raise ValueError(
+                f"{name}: must be {list(blocks)} float64; got {list(value.shape)} {value.dtype}"
+            )
+    weight, bias = _contiguous(weight, bias)
+    mean, rstd = mean.contiguous(), rstd.contiguous()
+    found = backward(norm, dy, x, weight, bias, mean.data_ptr(), rstd.data_ptr(), mask)
     dx, dweight, dbias = (x.new_empty(0) if g is None else g for g in found)
     return dx, dweight, dbias

@@ -2,16 +2,27 @@
 
 ``group_norm(x, weight, bias, num_groups, eps, activation) -> (y, mean, rstd)`` with mean and rstd
 [N, G] in float64 and not differentiable; ``group_norm_backward`` gives dx, dweight and dbias, empty
-ones where the mask does not ask for them. y and dx have the strides of x, or those of a contiguous
-copy where x lies in neither layout of the engine.
+ones where the mask does not ask for them. y and dx lie in the memory format that torch suggests for
+x. Forward-mode AD and the transforms of torch.func find both made of torch's operations in float64;
+vmap finds the engine.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch._C import (
+    _are_functorch_transforms_active,
+    _get_tracing_state,
+    _len_torch_dispatch_stack,
+)
+from torch._C._functorch import is_legacy_batchedtensor
+from torch._library.autograd import Info, make_autograd_impl
+from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
+from torch.compiler import is_compiling
 from torch.nn import functional
 
 from .. import _core
@@ -28,18 +39,37 @@ ACTIVATIONS = {
 
 _library = torch.library.Library("groupnorm", "DEF")
 _library.define(
-    "group_norm(Tensor x, Tensor? weight, Tensor? bias, int num_groups, float eps, str activation)"
-    " -> (Tensor, Tensor, Tensor)",
+    "group_norm(Tensor x, Tensor? weight, Tensor? bias, SymInt num_groups, float eps,"
+    " str activation) -> (Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.define(
     "group_norm_backward(Tensor dy, Tensor x, Tensor? weight, Tensor? bias, Tensor mean,"
-    " Tensor rstd, int num_groups, float eps, str activation, bool[] mask)"
+    " Tensor rstd, SymInt num_groups, float eps, str activation, bool[] mask)"
     " -> (Tensor, Tensor, Tensor)",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.impl("group_norm", _kernels.group_norm, "CPU")
 _library.impl("group_norm_backward", _kernels.group_norm_backward, "CPU")
+
+
+def transformed() -> bool:
+    """Whether forward-mode AD or a transform of torch.func is at work."""
+    return forward_ad._current_level >= 0 or _are_functorch_transforms_active()
+
+
+def _is_dual(t: Tensor) -> bool:
+    """Whether t has a tangent: compiled graphs enter a dual level that forward_ad does not count."""
+    return torch._VF._unpack_dual(t, level=0)[1] is not None
+
+
+def traced() -> bool:
+    """Whether somebody looks at operators: torch.compile, torch.jit.trace, a dispatch mode."""
+    return is_compiling() or _len_torch_dispatch_stack() > 0 or _get_tracing_state() is not None
+
+
+def _empty_like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=_kernels.memory_format(_kernels.see_groups, x))
 
 
 @torch.library.register_fake("groupnorm::group_norm", lib=_library)
@@ -51,9 +81,8 @@ def _(
     eps: float,
     activation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y = torch.empty_like(_kernels.dense(x))
     mean = x.new_empty((x.shape[0], num_groups), dtype=torch.float64)
-    return y, mean, torch.empty_like(mean)
+    return _empty_like(x), mean, torch.empty_like(mean)
 
 
 @torch.library.register_fake("groupnorm::group_norm_backward", lib=_library)
@@ -70,10 +99,96 @@ def _(
     mask: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
-        torch.empty_like(_kernels.dense(x)) if mask[0] else x.new_empty(0),
-        torch.empty_like(weight) if mask[1] and weight is not None else x.new_empty(0),
-        torch.empty_like(bias) if mask[2] and bias is not None else x.new_empty(0),
+        _empty_like(x) if mask[0] else x.new_empty(0),
+        x.new_empty(weight.shape, dtype=weight.dtype)
+        if mask[1] and weight is not None
+        else x.new_empty(0),
+        x.new_empty(bias.shape, dtype=bias.dtype)
+        if mask[2] and bias is not None
+        else x.new_empty(0),
     )
+
+
+# ---- made of torch's operations
+
+
+def _normalize(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    num_groups: int,
+    eps: float,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, mean and rstd in float64, any number of times differentiable."""
+    groups = x.double().reshape(x.shape[0], num_groups, math.prod(x.shape[1:]) // num_groups)
+    mean = groups.mean(-1, keepdim=True)
+    centred = groups - mean
+    rstd = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
+    z = (centred * rstd).reshape(x.shape)
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    if weight is not None:
+        z = z * weight.double().reshape(shape)
+    if bias is not None:
+        z = z + bias.double().reshape(shape)
+    return ACTIVATIONS[activation](z), mean.squeeze(-1), rstd.squeeze(-1)
+
+
+def _differentiate(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    num_groups: int,
+    eps: float,
+    activation: str,
+) -> tuple[Tensor | None, ...]:
+    """dx, dweight and dbias in the dtypes of x, weight and bias; None for what is None."""
+    inputs = x, weight, bias
+
+    def y_of(*tensors: Tensor) -> Tensor:
+        x, weight, bias = _fill(inputs, tensors)
+        return _normalize(x, weight, bias, num_groups, eps, activation)[0]
+
+    pull = torch.func.vjp(y_of, *_there(inputs))[1]
+    return _fill(inputs, pull(dy.double()))
+
+
+def _there(tensors: Sequence[Tensor | None]) -> list[Tensor]:
+    return [t for t in tensors if t is not None]
+
+
+def _fill(pattern: Sequence[Tensor | None], tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+    """The tensors, with None where the pattern has it."""
+    rest = iter(tensors)
+    return tuple(None if t is None else next(rest) for t in pattern)
+
+
+def _composed(x: Tensor, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    y, mean, rstd = _normalize(x, *args)
+    return y.to(x.dtype), mean.detach(), rstd.detach()
+
+
+def _composed_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    num_groups: int,
+    eps: float,
+    activation: str,
+    mask: list[bool],
+) -> tuple[Tensor, ...]:
+    found = _differentiate(dy, x, weight, bias, num_groups, eps, activation)
+    return tuple(
+        g if asked and g is not None else x.new_empty(0)
+        for g, asked in zip(found, mask, strict=True)
+    )
+
+
+# ---- autograd
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -94,9 +209,109 @@ def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]
     return (*wanted, None, None, None)
 
 
-torch.library.register_autograd(
-    "groupnorm::group_norm", _backward, setup_context=_setup_context, lib=_library
-)
+def _setup_second(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    dy, x, weight, bias, _, _, *ctx.settings, ctx.mask = inputs
+    ctx.save_for_backward(dy, x, weight, bias)
+
+
+def _second_backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradient's own gradient: rare, so composed, and exact rather than fast."""
+    saved = ctx.saved_tensors
+    asked = [m and t is not None for m, t in zip(ctx.mask, saved[1:], strict=True)]
+
+    def asked_of(tensors: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(t for t, wanted in zip(tensors, asked, strict=True) if wanted)
+
+    def gradients_of(*tensors: Tensor) -> tuple[Tensor, ...]:
+        return asked_of(_differentiate(*_fill(saved, tensors), *ctx.settings))
+
+    pull = torch.func.vjp(gradients_of, *_there(saved))[1]
+    return (*_fill(saved, pull(asked_of(gradients))), None, None, None, None, None, None)
+
+
+def _differentiable(
+    name: str,
+    setup: Callable[..., None],
+    backward: Callable[..., Any],
+    composed: Callable[..., Any],
+) -> None:
+    """Gives an operator its backward, and what it is made of where that is not enough.
+
+    torch.library.register_autograd alone would lose the tangents of forward-mode AD.
+    """
+    operator = getattr(torch.ops.groupnorm, name).default
+    recorded = make_autograd_impl(operator, Info(backward, setup))
+
+    def run(keys: torch._C.DispatchKeySet, *args: Any) -> Any:
+        if transformed() or any(isinstance(t, Tensor) and _is_dual(t) for t in args):
+            return composed(*args)
+        return recorded(keys, *args)
+
+    _library.impl(name, run, "Autograd", with_keyset=True)
+
+
+_differentiable("group_norm", _setup_context, _backward, _composed)
+_differentiable("group_norm_backward", _setup_second, _second_backward, _composed_backward)
+
+
+# ---- vmap: a batch becomes channels, whose groups and parameters are their own
+
+
+def _into(batch: int, axis: int, t: Tensor | None, dim: int | None) -> Tensor | None:
+    """t with its batch at axis, and the axis behind it taken into that."""
+    if t is None:
+        return None
+    if dim is None:
+        t = t.unsqueeze(axis).expand(*t.shape[:axis], batch, *t.shape[axis:])
+    return (t if dim is None else t.movedim(dim, axis)).flatten(axis, axis + 1)
+
+
+def _out_of(batch: int, axis: int, t: Tensor) -> Tensor:
+    return t.unflatten(axis, (batch, t.shape[axis] // batch))
+
+
+@torch.library.register_vmap("groupnorm::group_norm", lib=_library)
+def _(
+    info: Any,
+    dims: tuple[int | None, ...],
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    num_groups: int,
+    eps: float,
+    activation: str,
+) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    batch = info.batch_size
+    found = torch.ops.groupnorm.group_norm(
+        _into(batch, 1, x, dims[0]),
+        _into(batch, 0, weight, dims[1]),
+        _into(batch, 0, bias, dims[2]),
+        batch * num_groups,
+        eps,
+        activation,
+    )
+    return tuple(_out_of(batch, 1, t) for t in found), (1, 1, 1)
+
+
+@torch.library.register_vmap("groupnorm::group_norm_backward", lib=_library)
+def _(
+    info: Any,
+    dims: tuple[int | None, ...],
+    *args: Any,
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    batch = info.batch_size
+    *tensors, num_groups, eps, activation, mask = args
+    axes = (1, 1, 0, 0, 1, 1)  # of dy, x, weight, bias, mean, rstd
+    folded = [_into(batch, *each) for each in zip(axes, tensors, dims[:6], strict=True)]
+    run = torch.ops.groupnorm.group_norm_backward
+    found = run(*folded, batch * num_groups, eps, activation, mask)
+    there = [m and t is not None for m, t in zip(mask, tensors[1:4], strict=True)]
+    axes_out = [axis if is_there else None for axis, is_there in zip((1, 0, 0), there, strict=True)]
+    unfolded = (
+        g if axis is None else _out_of(batch, axis, g)
+        for g, axis in zip(found, axes_out, strict=True)
+    )
+    return tuple(unfolded), tuple(axes_out)
 
 
 class GroupNormFunction(_SingleLevelFunction):
@@ -114,7 +329,7 @@ class GroupNormFunction(_SingleLevelFunction):
     ) -> Tensor:
         """Returns y. It takes the context itself: by setup_context, a call takes thrice as long."""
         saved = _core.Saved(norm.plan)
-        y = _kernels.forward(norm.plan, x, weight, bias, saved.mean, saved.rstd)
+        y = _kernels.forward(norm, x, weight, bias, saved.mean, saved.rstd)
         ctx.kept = norm, saved
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, weight, bias)
@@ -122,88 +337,37 @@ class GroupNormFunction(_SingleLevelFunction):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
-        """dx, dweight and dbias, by the operators where they may be differentiated or traced."""
+        """dx, dweight and dbias; by the operators where somebody differentiates or looks at them."""
         if dy is None:
             return None, None, None, None
         x, weight, bias = ctx.saved_tensors
         mask = ctx.needs_input_grad[:3]
         norm, saved = ctx.kept
-        if type(dy) is not Tensor or torch.is_grad_enabled():
-            _, mean, rstd = torch.ops.groupnorm.group_norm(x, weight, bias, *norm.settings)
-            run = torch.ops.groupnorm.group_norm_backward
-            found = run(dy, x, weight, bias, mean, rstd, *norm.settings, list(mask))
-            gradients = (g if asked else None for g, asked in zip(found, mask, strict=True))
-            return *gradients, None
-        found = _kernels.backward(norm.plan, dy, x, weight, bias, saved.mean, saved.rstd, mask)
+        watched = type(dy) is not Tensor or torch.is_grad_enabled() or transformed() or traced()
+        # is_grads_batched is a vmap of its own, older than that of torch.func.
+        if watched or is_legacy_batchedtensor(dy):
+            return *_by_operators(norm, dy, x, weight, bias, mask), None
+        found = _kernels.backward(norm, dy, x, weight, bias, saved.mean, saved.rstd, mask)
         return *found, None
 
 
-def composed(
+def _by_operators(
+    norm: _kernels.Norm,
+    dy: Tensor,
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    num_groups: int,
-    eps: float,
-    activation: str,
-) -> Tensor:
-    """y in float64 by torch's own operations, any number of times differentiable."""
-    m = x[0].numel() // num_groups if len(x) else 0
-    groups = x.double().reshape(len(x), num_groups, m)
-    var, mean = torch.var_mean(groups, -1, correction=0, keepdim=True)
-    z = ((groups - mean) * torch.rsqrt(var + eps)).reshape(x.shape)
-    shape = [1, -1] + [1] * (x.dim() - 2)
-    if weight is not None:
-        z = z * weight.double().reshape(shape)
-    if bias is not None:
-        z = z + bias.double().reshape(shape)
-    return ACTIVATIONS[activation](z)
-
-
-def _setup_second(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    dy, x, weight, bias, _, _, ctx.num_groups, ctx.eps, ctx.activation, ctx.mask = inputs
-    ctx.save_for_backward(dy, x, weight, bias)
-
-
-def _second_backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradient's own gradient: rare, so composed, and exact rather than fast."""
-    create = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # Aliases: the gradients below stop here, and not at what two of them are made of.
-        aliases: list[Any] = [
-            t if t is None else t.view_as(t) if create else t.detach().requires_grad_()
-            for t in ctx.saved_tensors
-        ]
-        dy, x, weight, bias = aliases
-        y = composed(x, weight, bias, ctx.num_groups, ctx.eps, ctx.activation)
-        first = _grad(y, (x, weight, bias), dy.double(), create_graph=True)
-        pairs = [
-            (value, gradient)
-            for value, gradient, asked in zip(first, gradients, ctx.mask, strict=True)
-            if asked and value is not None and value.requires_grad
-        ]
-        second = _grad(
-            [value for value, _ in pairs],
-            (dy, x, weight, bias),
-            [gradient for _, gradient in pairs],
-            create_graph=create,
-        )
-    return (*second, None, None, None, None, None, None)
-
-
-def _grad(
-    outputs: Any, inputs: Sequence[Tensor | None], gradients: Any, *, create_graph: bool
-) -> list[Tensor | None]:
-    """torch.autograd.grad, with None for an input that is None or has no part in the outputs."""
-    there = [t for t in inputs if t is not None]
-    found = iter(
-        torch.autograd.grad(outputs, there, gradients, create_graph=create_graph, allow_unused=True)
+    mask: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """dx, dweight and dbias. mean and rstd are taken again: those of forward are no tensors."""
+    inputs = x, weight, bias
+    if norm.rows is not None:
+        dy, x = dy.reshape(norm.rows), x.reshape(norm.rows)
+        weight, bias = (p if p is None else p.reshape(-1) for p in (weight, bias))
+    _, mean, rstd = torch.ops.groupnorm.group_norm(x, weight, bias, *norm.settings)
+    run = torch.ops.groupnorm.group_norm_backward
+    found = run(dy, x, weight, bias, mean, rstd, *norm.settings, list(mask))
+    return tuple(
+        g.reshape(t.shape) if asked and t is not None else None
+        for g, t, asked in zip(found, inputs, mask, strict=True)
     )
-    return [None if t is None else next(found) for t in inputs]
-
-
-torch.library.register_autograd(
-    "groupnorm::group_norm_backward",
-    _second_backward,
-    setup_context=_setup_second,
-    lib=_library,
-)

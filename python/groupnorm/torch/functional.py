@@ -7,6 +7,7 @@ what torch refuses: its errors are the same.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,15 +18,17 @@ from torch._C import (
 )
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
-from torch.autograd import forward_ad
+from torch.autograd import forward_ad, profiler
 from torch.compiler import is_compiling
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional
 from torch.nn.parameter import Parameter
 
 from . import _kernels
 from ._ops import ACTIVATIONS, GroupNormFunction
 
-_PLAIN = frozenset((Tensor, Parameter, type(None)))
+_TENSORS = frozenset((Tensor, Parameter))
+_PLAIN = _TENSORS | {type(None)}
 _TRACED = (FakeTensor, FunctionalTensor)
 _STRIDED = torch.strided
 
@@ -41,37 +44,44 @@ def activation_name(activation: str | None) -> str:
 
 
 def _normalize(
+    see: _kernels.See,
+    of: Any,
     x: Tensor,
-    num_groups: int,
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
     activation: str,
 ) -> Tensor | None:
-    """y of x [N, C, ...]; None where the engine can't take it. A small call waits for every line."""
-    plain = type(x) in _PLAIN and type(weight) in _PLAIN and type(bias) in _PLAIN
+    """y of x, seen as _kernels.See tells; None where it is torch's to do, or to refuse.
+
+    A small call waits for every line. Of what is no plain tensor nothing is asked before its type.
+    """
+    plain = type(x) in _TENSORS and type(weight) in _PLAIN and type(bias) in _PLAIN
+    # _ops.traced() and _ops.transformed(), without two calls.
     traced = is_compiling() or _len_torch_dispatch_stack() > 0 or _get_tracing_state() is not None
-    if not plain or traced:
-        return _record(x, num_groups, weight, bias, eps, activation)
-    # In this order: the strides of a sparse tensor can't be asked for.
-    if not x.is_cpu or x.layout is not _STRIDED or forward_ad._current_level >= 0:
+    if not plain or traced or profiler._is_profiler_enabled:
+        return _record(see, of, x, weight, bias, eps, activation)
+    if forward_ad._current_level >= 0 or _are_functorch_transforms_active():
+        return None
+    # In this order: the shape of a nested tensor and the strides of a sparse one can't be asked for.
+    if not x.is_cpu or x.layout is not _STRIDED or x.is_nested:
         return None
     if weight is not None and not (weight.is_cpu and weight.is_contiguous()):
         return None
     if bias is not None and not (bias.is_cpu and bias.is_contiguous()):
         return None
-    if _are_functorch_transforms_active():
-        return None
-    if not x.is_contiguous():
-        # So is none that is negated lazily, the imaginary part of a conjugate; its copy is not.
-        x = _kernels.dense(x)
-    norm = _kernels.find_norm(x, weight, bias, num_groups, eps, activation)
+    norm = _kernels.find_norm(see, of, x, weight, bias, eps, activation)
     if norm is None:
         return None
     if torch.is_grad_enabled() and _requires_grad(x, weight, bias):
+        if not norm.dense:
+            # The copy is saved, as torch does: whoever changes x later changes no gradient. It has
+            # to be a part of the graph, so the function can't make it.
+            dense = x.contiguous(memory_format=norm.format)
+            return _normalize(see, of, dense, weight, bias, eps, activation)
         y: Tensor = GroupNormFunction.apply(x, weight, bias, norm)
         return y
-    return _kernels.forward(norm.plan, x, weight, bias)
+    return _kernels.forward(norm, x, weight, bias)
 
 
 def _requires_grad(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
@@ -82,27 +92,42 @@ def _requires_grad(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> boo
     )
 
 
+def _known(condition: Any) -> bool:
+    """Whether it holds for certain, of sizes that may be symbols (or tensors, of torch.jit)."""
+    return bool(condition) if isinstance(condition, Tensor) else statically_known_true(condition)
+
+
 def _record(
+    see: _kernels.See,
+    of: Any,
     x: Tensor,
-    num_groups: int,
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
     activation: str,
 ) -> Tensor | None:
     """The operator, for who sees operators only; None for ONNX and other subclasses of Tensor."""
-    if torch.onnx.is_in_onnx_export() or not _kernels.divides(num_groups, x.shape):
+    if torch.onnx.is_in_onnx_export():
         return None
-    params = [p for p in (weight, bias) if p is not None]
-    for t in (x, *params):
-        known = type(t) in _PLAIN or isinstance(t, _TRACED)
-        if not known or not t.is_cpu or t.layout is not torch.strided:
+    for t in (x, weight, bias):
+        if type(t) not in _PLAIN and not isinstance(t, _TRACED):
             return None
-    kinds = [(p.shape, p.dtype) for p in params]
-    if eps < 0 or not _kernels.fits(x.shape[1], x.dtype, *kinds):
+        if t is not None and (not t.is_cpu or t.layout is not _STRIDED or t.is_nested):
+            return None
+    if x is None:
         return None
-    weight, bias = (p if p is None else p.contiguous() for p in (weight, bias))
-    y: Tensor = torch.ops.groupnorm.group_norm(x, weight, bias, num_groups, eps, activation)[0]
+    kinds = [None if p is None else (p.shape, p.dtype) for p in (weight, bias)]
+    seen = see(x.shape, of)
+    if seen is None or not _kernels.takes(seen, eps, x.dtype, *kinds, known=_known):
+        return None
+    run = torch.ops.groupnorm.group_norm
+    if see is not _kernels.see_rows:
+        y: Tensor = run(x, weight, bias, seen.groups, eps, activation)[0]
+        return y
+    rows = x.reshape(-1, seen.c)
+    params = (p if p is None else p.reshape(-1) for p in (weight, bias))
+    # y is not to be a view: those can't be changed in place in every mode.
+    y = torch.ops.aten._unsafe_view(run(rows, *params, 1, eps, activation)[0], x.shape)
     return y
 
 
@@ -118,7 +143,8 @@ def group_norm(
     """Group normalization (Wu & He, arXiv:1803.08494), as torch.nn.functional.group_norm.
 
     Args:
-        input: [N, C, ...] in float32, float64, float16 or bfloat16, contiguous or channels_last.
+        input: [N, C, ...] in float32, float64, float16 or bfloat16; copied where it is neither
+            contiguous nor channels_last.
         num_groups: divides C.
         weight: [C], in the dtype of input, or float32 beside the 16-bit ones; None: 1.
         bias: as weight; None: 0.
@@ -126,17 +152,15 @@ def group_norm(
         activation: applied to the result before it is stored.
 
     Returns:
-        y of the shape, dtype and memory format of input.
+        y of the shape and dtype of input, in the memory format that torch suggests for it.
 
     Raises:
         As torch.nn.functional.group_norm; ValueError for an unknown activation.
     """
     act = "none" if activation is None else activation_name(activation)
-    # One element a group has no variance: torch refuses it, if the batch is of one example.
-    if input.numel() != num_groups:
-        y = _normalize(input, num_groups, weight, bias, eps, act)
-        if y is not None:
-            return y
+    y = _normalize(_kernels.see_groups, num_groups, input, weight, bias, eps, act)
+    if y is not None:
+        return y
     return ACTIVATIONS[act](functional.group_norm(input, num_groups, weight, bias, eps))
 
 
@@ -166,17 +190,15 @@ def instance_norm(
         activation: applied to the result before it is stored.
 
     Returns:
-        y of the shape, dtype and memory format of input.
+        y of the shape and dtype of input, in the memory format that torch suggests for it (torch's
+        own is contiguous).
 
     Raises:
         As torch.nn.functional.instance_norm; ValueError for an unknown activation.
     """
     act = activation_name(activation)
-    computed = use_input_stats and running_mean is None and running_var is None
-    # One position has no variance: torch refuses it.
-    positions = input.shape[2:].numel() if input.dim() > 2 else 0
-    if computed and positions != 1 and input.dim() > 2 and input.shape[1] > 0:
-        y = _normalize(input, input.shape[1], weight, bias, eps, act)
+    if use_input_stats and running_mean is None and running_var is None:
+        y = _normalize(_kernels.see_channels, None, input, weight, bias, eps, act)
         if y is not None:
             return y
     y = functional.instance_norm(
@@ -212,20 +234,7 @@ def layer_norm(
     """
     act = activation_name(activation)
     shape = tuple(normalized_shape)
-    features = 1
-    for size in shape:
-        features *= size
-    fits = len(shape) > 0 and features > 0 and tuple(input.shape[-len(shape) :]) == shape
-    if fits and all(p is None or tuple(p.shape) == shape for p in (weight, bias)):
-        # A row of the last sizes is an example of so many channels at one position.
-        y = _normalize(
-            input.reshape(-1, features),
-            1,
-            weight if weight is None else weight.reshape(-1),
-            bias if bias is None else bias.reshape(-1),
-            eps,
-            act,
-        )
-        if y is not None:
-            return y.view(input.shape)
+    y = _normalize(_kernels.see_rows, shape, input, weight, bias, eps, act)
+    if y is not None:
+        return y
     return ACTIVATIONS[act](functional.layer_norm(input, shape, weight, bias, eps))
