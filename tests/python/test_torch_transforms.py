@@ -309,7 +309,9 @@ def assert_all_close(found, expected, case):
     the tanh of a norm is ill-conditioned by more than that."""
     found, expected = ((t,) if isinstance(t, torch.Tensor) else t for t in (found, expected))
     assert len(found) == len(expected), case
+    # Of all outputs: the gradient of a bias before an instance norm is 0.
+    largest = max(e.abs().max().item() for e in expected)
     for i, (f, e) in enumerate(zip(found, expected, strict=True)):
         assert f.shape == e.shape, case
         error = (f.double() - e).abs().max().item()
-        assert error <= 1e-4 * e.abs().max().item(), f"{case}: output {i} is off by {error}"
+        assert error <= 1e-4 * largest, f"{case}: output {i} is off by {error}"
