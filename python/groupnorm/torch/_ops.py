@@ -73,7 +73,7 @@ def _empty_like(x: Tensor) -> Tensor:
 
 
 @torch.library.register_fake("groupnorm::group_norm", lib=_library)
-def _(
+def fake_group_norm(
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,

@@ -4,12 +4,18 @@ torch.onnx.export of a module meets torch's functions in the first place (functi
 for what torch.export has made of one before.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch._decomp import register_decomposition
 from torch.nn import functional
 
-from ._ops import ACTIVATIONS
+from ._ops import ACTIVATIONS, fake_group_norm
+
+# Where sizes are symbols, fake tensors would take the decomposition below, which has other strides and
+# guards than the operator, unless there is a meta function.
+register_decomposition(torch.ops.groupnorm.group_norm.default, type="meta")(fake_group_norm)
 
 
 @register_decomposition(torch.ops.groupnorm.group_norm.default)
@@ -29,7 +35,7 @@ def group_norm(
         z = functional.instance_norm(x, weight=weight, bias=bias, eps=eps)
     else:
         z = functional.group_norm(x, num_groups, weight, bias, eps)
-    m = x.shape[1:].numel() // num_groups
+    m = math.prod(x.shape[1:]) // num_groups  # sizes may be symbols
     groups = x.double().reshape(x.shape[0], num_groups, m)
     var, mean = torch.var_mean(groups, -1, correction=0)
     return ACTIVATIONS[activation](z), mean, torch.rsqrt(var + eps)

@@ -207,6 +207,8 @@ class _InstanceNorm(Activated, nn.modules.instancenorm._InstanceNorm):
             return self.run(input)
 
     def normalize(self, input: Tensor, activation: str) -> Tensor:
+        if input.is_nested:  # it may have no shape
+            return self.own(input, activation)
         rank = self._get_no_batch_dim()
         batch = input.unsqueeze(0) if input.dim() == rank else input
         if batch.dim() != rank + 1 or batch.shape[1] != self.num_features:
