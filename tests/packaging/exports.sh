@@ -1,8 +1,19 @@
 #!/usr/bin/env bash
 # exports.sh static|shared PREFIX: the library shows gn_* and groupnorm::, and nothing else. A static
 # library also holds copies of the standard library's templates; those are weak and clash with nobody.
+# exports.sh ort FILE: the library for ONNX Runtime shows one function, and needs the C library alone.
 set -euo pipefail
 kind=$1 prefix=$2
+if [ "$kind" = ort ]; then
+  names=$(nm -D --defined-only "$prefix" | cut -d' ' -f2-)
+  needed=$(readelf -d "$prefix" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p')
+  [ "$names" = "T RegisterCustomOps" ] || { echo "ort: exports $names"; exit 1; }
+  if grep -Ev '^(libc|libm|ld-linux[-_0-9a-z]*)\.so' <<<"$needed"; then
+    echo "ort: needs the libraries above"
+    exit 1
+  fi
+  exit
+fi
 case $kind in
   shared) symbols=$(nm -DC --defined-only "$prefix/lib/libgroupnorm.so") ;;
   static) symbols=$(nm -gC --defined-only "$prefix/lib/libgroupnorm.a" | grep -E '^[0-9a-f]+ [A-TX-Z] ') ;;
