@@ -8,7 +8,7 @@ from types import FrameType
 
 import groupnorm
 
-from . import bench, info, run, study
+from . import bench, info, onnx, run, study
 from .command import BAD_INPUT, OK, BadInput, Parser, require_threads_of_environment
 
 __all__ = ["main"]
@@ -21,8 +21,10 @@ def _parser() -> Parser:
         epilog="Exit status: 0 done, 1 a result is wrong (bench), 2 a bad command line or file.",
     )
     parser.add_argument("--version", action="version", version=groupnorm.__version__)
-    commands = parser.add_subparsers(title="subcommands", metavar="info | run | bench | study")
-    for command in (info, run, bench, study):
+    commands = parser.add_subparsers(
+        title="subcommands", metavar="info | run | bench | study | onnx"
+    )
+    for command in (info, run, bench, study, onnx):
         command.add_to(commands)
     return parser
 

@@ -15,6 +15,7 @@ _PACKAGES = (
     *("numpy", "torch", "ml_dtypes"),
     *("imagecodecs", "nibabel", "pillow", "pydicom", "tifffile"),
     *("matplotlib", "rich"),
+    *("onnx", "onnxruntime"),
 )
 
 
