@@ -229,19 +229,20 @@ def segresnet(quick: bool) -> Case:
     return Case(nets.SegResNet(init_filters=16), (torch.randn(1, 1, size, size, size),))
 
 
-def _timm(name: str, quick: bool) -> Case:
+def timm_case(name: str, quick: bool) -> Case:
+    """A model of timm on an image."""
     size = 64 if quick else 224
     return Case(_import("timm").create_model(name), (torch.randn(1, 3, size, size),))
 
 
 def resnet50_gn(quick: bool) -> Case:
     """timm resnet50_gn, an image [1, 3, 224, 224]"""
-    return _timm("resnet50_gn", quick)
+    return timm_case("resnet50_gn", quick)
 
 
 def resnetv2_50d_gn(quick: bool) -> Case:
     """timm resnetv2_50d_gn (norms that hold their ReLU), an image [1, 3, 224, 224]"""
-    return _timm("resnetv2_50d_gn", quick)
+    return timm_case("resnetv2_50d_gn", quick)
 
 
 def policy(quick: bool) -> Case:

@@ -6,16 +6,18 @@ NAME.onnx is exporter-opset-activation, with the marks `plain` (no scale, no bia
 and W are symbols), `raw` (not optimized) and `half` (float16). x is [2, 8, 6, 6], in 4 groups.
 """
 
-import io
 import logging
 import pathlib
+import tempfile
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import onnx
 import torch
 from torch import nn
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "none": nn.Identity,
     "relu": nn.ReLU,
     "silu": nn.SiLU,
@@ -45,12 +47,16 @@ def make(name: str) -> onnx.ModelProto:
     x = torch.randn(2, 8, 6, 6)
     if "half" in marks:
         model, x = model.half(), x.half()
-    names = {"input_names": ["x"], "output_names": ["y"], "opset_version": int(opset)}
+    names: dict[str, Any] = {
+        "input_names": ["x"],
+        "output_names": ["y"],
+        "opset_version": int(opset),
+    }
     if exporter == "script":
-        file = io.BytesIO()
         sizes = {"x": {0: "n", 2: "h", 3: "w"}} if "dynamic" in marks else None
-        torch.onnx.export(model, (x,), file, dynamo=False, dynamic_axes=sizes, **names)
-        return onnx.load_from_string(file.getvalue())
+        with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+            torch.onnx.export(model, (x,), file.name, dynamo=False, dynamic_axes=sizes, **names)
+            return onnx.load(file.name)
     dims = {i: torch.export.Dim(size) for i, size in ((0, "n"), (2, "h"), (3, "w"))}
     program = torch.onnx.export(
         model,
