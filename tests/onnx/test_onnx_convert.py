@@ -483,6 +483,9 @@ def test_command_line(tmp_path):
     assert (run(str(there / "new.onnx"), X) == by_numpy()).all()
     assert command("--library").stdout.strip() == groupnorm.onnx.library_path()
 
+    assert command(there / "new.onnx", "-o", there / "new.onnx").returncode == 0
+    assert (run(str(there / "new.onnx"), X) == by_numpy()).all()
+
     again = command(path, "-o", there / "other.onnx")
     assert again.returncode == 2 and "weights: exists" in again.stderr
     assert not (there / "other.onnx").exists()

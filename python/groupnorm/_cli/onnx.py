@@ -9,7 +9,7 @@ from typing import Any
 import groupnorm.onnx
 
 from .command import OK, BadInput, require
-from .files import pending
+from .pending import pending
 
 
 def add_to(commands: Any) -> None:
@@ -78,11 +78,18 @@ def _copy_weights(names: Iterable[str], source: str, target: str) -> None:
     if here == there:
         return
     for name in names:
-        old, new = here / name, there / name
-        if not old.resolve().is_relative_to(here):
+        if not (here / name).resolve().is_relative_to(here):
             raise BadInput(f"{source}: refers to {name}, outside its folder")
-        if new.exists():
-            raise BadInput(f"{new}: exists, and the new model needs a file of that name")
+        if (there / name).exists():
+            raise BadInput(f"{there / name}: exists, and the new model needs a file of that name")
     for name in names:
-        (there / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(here / name, there / name)
+        try:
+            (there / name).parent.mkdir(parents=True, exist_ok=True)
+            with (
+                (here / name).open("rb") as old,
+                pending(there / name) as temporary,
+                temporary.open("wb") as new,
+            ):
+                shutil.copyfileobj(old, new)
+        except OSError as error:
+            raise BadInput(f"{error.filename or here / name}: {error.strerror or error}") from None
