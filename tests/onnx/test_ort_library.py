@@ -309,6 +309,16 @@ def test_override_leaves_group_normalization_18_to_the_runtime():
     numpy.testing.assert_allclose(y, wanted, rtol=0, atol=1e-5)
 
 
+def test_override_by_the_session_option_alone():
+    inputs = data(mean=1000)
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("groupnorm.override", "1")
+    groupnorm.onnx.register(options)
+    made = norm_model("GroupNormalization", opset=21).SerializeToString()
+    y = onnxruntime.InferenceSession(made, options).run(None, inputs)[0]
+    assert (y == by_numpy(inputs)).all()
+
+
 @pytest.mark.parametrize("value", ["2", "yes", "", "1" * 100])
 def test_override_is_0_or_1(value):
     options = onnxruntime.SessionOptions()

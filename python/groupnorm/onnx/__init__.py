@@ -49,7 +49,8 @@ def register(session_options: Any, override: bool = False) -> None:
         override: also compute GroupNormalization (from opset 21 on) and InstanceNormalization of
             models as they are, in place of ONNX Runtime's own. Experimental.
     """
-    session_options.add_session_config_entry("groupnorm.override", str(int(override)))
+    if override:
+        session_options.add_session_config_entry("groupnorm.override", "1")
     session_options.register_custom_ops_library(library_path())
 
 
