@@ -372,6 +372,48 @@ def test_converts_in_subgraphs_with_values_from_around():
     numpy.testing.assert_allclose(without, y, atol=1e-5)
 
 
+def test_converts_in_loops():
+    """The body reads what it normalizes from the iteration before."""
+    nodes, constants = pattern(x="v", y="w")
+    body = branch("body", [*nodes, node("Identity", ["go"], "go_on")], constants)
+    del body.output[:]
+    body.output.append(helper.make_tensor_value_info("go_on", TensorProto.BOOL, ()))
+    body.output.append(helper.make_tensor_value_info("w", FLOAT, X.shape))
+    body.input.append(helper.make_tensor_value_info("i", TensorProto.INT64, ()))
+    body.input.append(helper.make_tensor_value_info("go", TensorProto.BOOL, ()))
+    body.input.append(helper.make_tensor_value_info("v", FLOAT, X.shape))
+    constants = {
+        "scale": SCALE.reshape(8, 1, 1),
+        "bias": BIAS.reshape(8, 1, 1),
+        "times": numpy.array(3),
+        "yes": numpy.array(True),
+    }
+    loop = node("Loop", ["times", "yes", "x"], "y", body=body)
+    new = converted(model([loop], {"x": (FLOAT, X.shape)}, constants))
+    assert (run(new, X) == by_numpy(by_numpy(by_numpy()))).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 8), (2, 8, 5), (2, 8, 3, 4, 5)])
+def test_takes_any_rank(shape):
+    nodes, constants = pattern(back=shape)
+    wide = (8, *([1] * (len(shape) - 2)))
+    constants |= {"scale": SCALE.reshape(wide), "bias": BIAS.reshape(wide)}
+    x = normal(shape, seed=5)
+    new = converted(model(nodes, {"x": (FLOAT, shape)}, constants))
+    assert (run(new, x) == by_numpy(x)).all()
+
+
+def test_leaves_a_parameter_that_lies_along_another_axis():
+    """[8, 1, 1] beside an x of rank 5 is not of the channels, however many there are."""
+    nodes, constants = pattern(back=(2, 8, 8, 3, 4))
+    constants |= {"scale": SCALE.reshape(8, 1, 1), "bias": BIAS.reshape(8, 1, 1)}
+    x = normal((2, 8, 8, 3, 4), seed=5)
+    made = model(nodes, {"x": (FLOAT, x.shape)}, constants)
+    new = converted(made)
+    assert [n.op_type for n in new.graph.node][-3:] == ["GroupNorm", "Mul", "Add"]
+    numpy.testing.assert_allclose(run(new, x), run(made, x), atol=1e-5)
+
+
 def test_a_norm_whose_result_a_subgraph_uses_keeps_it():
     params = {"scale": SCALE, "bias": BIAS}
     inner = branch("then", [node("Neg", ["z"], "a")], {})
