@@ -27,7 +27,7 @@ import numpy
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
-from report import fill
+from report import BadInput, fill
 
 import groupnorm
 import groupnorm.onnx
@@ -342,7 +342,10 @@ def main() -> None:
         rows = {key: [asdict(r) for r in results] for key, results in found.items()}
         options.json.write_text(json.dumps({**versions, **rows}, indent=1))
     for path in options.update:
-        path.write_text(fill(path.read_text(), texts, str(path)))
+        try:
+            path.write_text(fill(path.read_text(), texts, str(path)))
+        except (BadInput, OSError) as error:
+            parser.error(f"--update: {error}")
     return None
 
 
