@@ -18,8 +18,24 @@
 #include <thread>
 #include <vector>
 
+// Of libstdc++: frees the memory that it sets aside for exceptions when it is loaded, and keeps for
+// ever otherwise. Ours is linked statically, so each time a runtime loads this library anew.
+namespace __gnu_cxx {  // NOLINT(bugprone-reserved-identifier): its name there
+#if defined(__ELF__)
+__attribute__((weak)) void __freeres();  // NOLINT(bugprone-reserved-identifier)
+#endif
+}  // namespace __gnu_cxx
+
 namespace groupnorm::ort {
 namespace {
+
+#if defined(__ELF__)
+const struct AtUnload {
+  ~AtUnload() {
+    if (__gnu_cxx::__freeres != nullptr) __gnu_cxx::__freeres();
+  }
+} at_unload;
+#endif
 
 enum class Groups : std::uint8_t { by_attribute, of_one_channel };
 

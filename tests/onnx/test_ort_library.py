@@ -1,6 +1,7 @@
 """The operators for ONNX Runtime: results, bits, threads, what is refused."""
 
 import gc
+import os
 import pathlib
 import threading
 
@@ -261,6 +262,20 @@ def test_is_unloaded_with_its_last_session():
         assert loaded()
         del made
         assert not loaded()
+
+
+@pytest.mark.skipif("GROUPNORM_ORT_LIBRARY" in os.environ, reason="a sanitizer keeps memory")
+def test_leaves_no_memory_behind_when_it_is_unloaded():
+    def load(times):
+        for _ in range(times):
+            groupnorm.onnx.register(onnxruntime.SessionOptions(), override=True)
+        gc.collect()
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+    before = load(50)
+    grown = load(300) - before
+    assert grown < 300 * 1024, f"{grown / 300} bytes for each time"
 
 
 @pytest.mark.parametrize("offset", [0, 1, 2, 3])
