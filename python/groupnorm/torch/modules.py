@@ -207,11 +207,11 @@ class _InstanceNorm(Activated, nn.modules.instancenorm._InstanceNorm):
             return self.run(input)
 
     def normalize(self, input: Tensor, activation: str) -> Tensor:
-        if input.is_nested:  # it may have no shape
-            return self.own(input, activation)
         rank = self._get_no_batch_dim()
+        if input.dim() not in (rank, rank + 1) or input.is_nested:  # which may have no shape
+            return self.own(input, activation)
         batch = input.unsqueeze(0) if input.dim() == rank else input
-        if batch.dim() != rank + 1 or batch.shape[1] != self.num_features:
+        if batch.shape[1] != self.num_features:
             return self.own(input, activation)  # which refuses, or warns
         y = functional.instance_norm(
             batch,
