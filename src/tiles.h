@@ -86,8 +86,10 @@ class Tiles {
     for_each_stretch(area, [&](std::int64_t to, std::int64_t i, std::int64_t count) {
       void* const y = static_cast<std::byte*>(tensor) + to * call_.element;
       void* const own = at(z, i);
-      if (compute_ != call_.compute()) kernels_.tiles.narrow(own, own, count);
-      call_.kernels.tiles.activate(own, y, count, activation, call_.store);
+      const bool narrows = compute_ != call_.compute();
+      const bool last = narrows && activation == Activation::none && call_.spec.data == DType::f32;
+      if (narrows) kernels_.tiles.narrow(own, last ? y : own, count);
+      if (!last) call_.kernels.tiles.activate(own, y, count, activation, call_.store);
     });
   }
 

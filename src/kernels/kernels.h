@@ -138,7 +138,7 @@ struct GradientKernels {
 struct TileKernels {
   void (*load)(const void* tensor, void* tile, std::int64_t count);
   void (*load_wide)(const void* tensor, void* tile, std::int64_t count);
-  // A tile of double -> one of float; to == from is allowed. Of f64's table alone.
+  // A tile of double -> float, rounded; to == from is allowed. Of f64's table alone.
   void (*narrow)(const void* from, void* to, std::int64_t count);
 
   // y = activation(z), z in a tile, rounded once where it is written. y == z is allowed where they

@@ -54,14 +54,17 @@ HWY_INLINE hn::Vec<hn::Rebind<float, D>> ToFloat([[maybe_unused]] D d, V v) {
 #endif
 }
 
-// Numbers that double holds -> float, in tiles of whole vectors; to == from is allowed.
+// double -> float. In order, so that to == from is allowed.
 HWY_INLINE void Narrow(const void* from, void* to, std::int64_t count) {
   const Tag<double> d;
   const hn::Rebind<float, Tag<double>> df;
-  for (std::int64_t i = 0; i < count; i += kLanes<double>) {
-    const auto wide = hn::LoadU(d, static_cast<const double*>(from) + i);
-    hn::StoreU(ToFloat(d, wide), df, static_cast<float*>(to) + i);
+  const auto* const wide = static_cast<const double*>(from);
+  auto* const narrow = static_cast<float*>(to);
+  std::int64_t i = 0;
+  for (; i + kLanes<double> <= count; i += kLanes<double>) {
+    hn::StoreU(ToFloat(d, hn::LoadU(d, wide + i)), df, narrow + i);
   }
+  for (; i < count; ++i) narrow[i] = static_cast<float>(wide[i]);
 }
 
 struct Identity {

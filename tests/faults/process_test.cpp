@@ -155,11 +155,11 @@ TEST(Process, ThreadsLeaveItItsSignals) {
     for (const int signal : {SIGTERM, SIGINT, SIGUSR1, SIGRTMIN}) sigaddset(&wanted, signal);
     pthread_sigmask(SIG_BLOCK, &wanted, nullptr);
     const int descriptor = signalfd(-1, &wanted, 0);
-    for (const unsigned signal : {SIGTERM, SIGINT, SIGUSR1}) {
-      kill(getpid(), static_cast<int>(signal));
+    for (const int signal : {SIGTERM, SIGINT, SIGUSR1}) {
+      kill(getpid(), signal);
       signalfd_siginfo info{};
       EXPECT_EQ(read(descriptor, &info, sizeof(info)), static_cast<ssize_t>(sizeof(info)));
-      EXPECT_EQ(info.ssi_signo, signal);
+      EXPECT_EQ(static_cast<int>(info.ssi_signo), signal);
     }
     return true;
   });
