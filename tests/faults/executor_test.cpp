@@ -112,7 +112,7 @@ TEST(Executors, OfLayersAndOfCAreFoundOutToo) {
   ASSERT_EQ(gn_plan_make(&spec, nullptr, &plan), GN_STATUS_OK);
   gn_forward_args args;
   gn_forward_args_init(&args);
-  std::vector<float> y(8 * 40000);
+  std::vector<float> y(static_cast<std::size_t>(x.size()));
   args.x = x.data();
   args.y = y.data();
   std::vector<std::byte> workspace(gn_plan_workspace_bytes(&plan));

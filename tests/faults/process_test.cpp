@@ -183,7 +183,10 @@ TEST(Process, ForksInTheMiddleOfACall) {
     executor.run(executor.context, 2, task, &arg);
   });
   while (begun.load() == 0) std::this_thread::yield();
-  in_a_child([] { return two_meet() && two_meet(); });
+  in_a_child([] {
+    const bool first = two_meet();
+    return first && two_meet();
+  });
   ends = true;
   caller.join();
   EXPECT_TRUE(two_meet());
