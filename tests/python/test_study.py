@@ -122,10 +122,7 @@ def test_a_killed_study_leaves_whole_files(cli):
     words = [word if word != "32" else "1024" for word in TINY]
     results = cli.directory / "out" / "results.jsonl"
     lines = 0
-    for number, status in (
-        (signal.SIGKILL, -signal.SIGKILL),
-        (signal.SIGTERM, 128 + signal.SIGTERM),
-    ):
+    for number in (signal.SIGKILL, signal.SIGTERM):
         process = subprocess.Popen(
             [sys.executable, "-m", "groupnorm", *words], stderr=subprocess.DEVNULL
         )
@@ -133,7 +130,7 @@ def test_a_killed_study_leaves_whole_files(cli):
         while _lines(results) == lines and process.poll() is None and time.monotonic() < end:
             time.sleep(0.01)
         process.send_signal(number)
-        assert process.wait(60) == status
+        assert process.wait(60) == -number
         assert _lines(results) > lines  # the second went on
         lines = _lines(results)
         for line in results.read_text().splitlines():
