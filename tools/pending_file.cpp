@@ -27,21 +27,21 @@ namespace fs = std::filesystem;
 
 // In static memory: a handler may read it while another thread leaves the PendingFile.
 struct PendingFile::Temporary {
-  std::atomic<bool> taken = false;
+  std::atomic_flag taken;
   char name[PATH_MAX] = "";
 
   static std::array<Temporary, 4> all;  // more than any command writes at a time
 
   static Temporary& take() {
     for (Temporary& temporary : all) {
-      if (!temporary.taken.exchange(true)) return temporary;
+      if (!temporary.taken.test_and_set()) return temporary;
     }
     throw std::logic_error("too many pending files");
   }
 
   static void remove_all(int signal) {
     for (const Temporary& temporary : all) {
-      if (temporary.taken.load()) unlink(temporary.name);
+      if (temporary.taken.test()) unlink(temporary.name);
     }
     raise(signal);  // SA_RESETHAND: the process ends as if there were no handler
   }
@@ -152,7 +152,7 @@ PendingFile::~PendingFile() {
   if (descriptor_ >= 0) ::close(descriptor_);
   if (temporary_.name[0] != '\0') unlink(temporary_.name);
   temporary_.name[0] = '\0';
-  temporary_.taken = false;
+  temporary_.taken.clear();
 }
 
 void PendingFile::fail() const { refuse(path_, std::strerror(errno)); }
