@@ -95,7 +95,8 @@ inline Kernels::Normalize apply_args(const void* x, void* y, std::int64_t blocks
           .trust = {},
           .mean = nullptr,
           .rstd = nullptr,
-          .extreme = nullptr};
+          .extreme = nullptr,
+          .extremes = nullptr};
 }
 
 // Up to kMaxLanes numbers of a compute type, with room for a vector on either side.

@@ -29,13 +29,11 @@ class Rows {
   // leave the first of them.
   std::int64_t normalize(std::int64_t begin, std::int64_t end) const {
     for (std::int64_t block = begin; block < end;) {
-      Statistics extreme[kBatch] = {};
-      block += normalize_by_kernel(block, end, extreme);
-      const auto* const last =
-          std::find_if(extreme, extreme + kBatch, [](const auto& own) { return !own.extreme; });
-      if (last == extreme) return block - begin;
-      apply_extreme(block, last - extreme, extreme);
-      block += last - extreme;
+      Extreme extreme;
+      block += normalize_by_kernel(block, end, &extreme);
+      if (extreme.count == 0) return block - begin;
+      apply_extreme(block, extreme);
+      block += extreme.count;
     }
     return end - begin;
   }
@@ -56,9 +54,14 @@ class Rows {
   }
 
  private:
+  // Blocks that a kernel has left: how many, and their statistics.
+  struct Extreme {
+    std::int64_t count = 0;
+    Statistics statistics[kBatch];
+  };
+
   // Up to the first that is extreme.
-  std::int64_t normalize_by_kernel(std::int64_t begin, std::int64_t end,
-                                   Statistics* extreme) const {
+  std::int64_t normalize_by_kernel(std::int64_t begin, std::int64_t end, Extreme* extreme) const {
     if (run_ < call_.kernels.lanes) return 0;
     if (is_fused(call_.spec.activation)) {
       if (!one_run_ && call_.spec.shape.s < kRowInParts) return 0;
@@ -70,32 +73,33 @@ class Rows {
   }
 
   // Blocks that are extreme, as many at a time as fill a tile.
-  void apply_extreme(std::int64_t first, std::int64_t blocks, const Statistics* statistics) const {
+  void apply_extreme(std::int64_t first, const Extreme& extreme) const {
     const Spec& spec = call_.spec;
     const Tiles tiles(call_, true);
     const std::int64_t most = one_run_ ? tiles.size() / run_ : 0;
     const std::int64_t groups = spec.shape.c / spec.block.channels;
     Tile tile;
-    for (std::int64_t b = 0, count = 1; b < blocks; b += count) {
+    for (std::int64_t b = 0, count = 1; b < extreme.count; b += count) {
+      const Statistics* const statistics = extreme.statistics + b;
       if (most == 0) {
         for (std::int64_t chunk = 0; chunk < call_.schedule.chunks; ++chunk) {
-          apply(first + b, chunk, statistics + b);
+          apply(first + b, chunk, statistics);
         }
         continue;
       }
       const std::int64_t example = (first + b) / groups, group = (first + b) % groups;
-      count = std::min({most, blocks - b, groups - group});
+      count = std::min({most, extreme.count - b, groups - group});
       const Area area{(first + b) * run_, 1, 0, count * run_};
       tiles.normalize(tiles.view(call_.args.x, area, false, tile.data()), tile.data(), count,
                       spec.block.channels, spec.shape.s, example, group * spec.block.channels,
-                      statistics + b);
+                      statistics);
       tiles.activate(tile.data(), spec.activation, call_.args.y, area);
     }
   }
 
   // The arguments of Kernels::normalize for blocks of x and y as `first` of them lies there.
   Kernels::Normalize course(const void* x, void* y, std::int64_t first, std::int64_t blocks,
-                            Activation activation, Statistics* extreme) const {
+                            Activation activation, Extreme* extreme) const {
     const Spec& spec = call_.spec;
     const auto at = [first](double* statistics) {
       return statistics == nullptr ? nullptr : statistics + first;
@@ -119,11 +123,12 @@ class Rows {
             .trust = trust_of(spec),
             .mean = at(call_.args.mean),
             .rstd = at(call_.args.rstd),
-            .extreme = extreme};
+            .extreme = extreme->statistics,
+            .extremes = &extreme->count};
   }
 
   // As many blocks at a time as fill a tile.
-  std::int64_t normalize_in_tiles(std::int64_t begin, std::int64_t end, Statistics* extreme) const {
+  std::int64_t normalize_in_tiles(std::int64_t begin, std::int64_t end, Extreme* extreme) const {
     const Tiles tiles(call_, false);
     const std::int64_t most = tiles.size() / run_;
     if (most == 0) return 0;

@@ -241,7 +241,7 @@ struct Kernels {
   // statistics [blocks], none extreme; or null: they are made of reduce_runs, merged in order, and
   // finish, with their bits, and written to mean and rstd [blocks] (each may be null). Returns how
   // many blocks it has done, from the first on. The next are untouched, as their statistics are
-  // extreme: the first entries of extreme [kBatch] have them then. A table without the fast
+  // extreme: extreme [kBatch] has those of *extremes of them then. A table without the fast
   // variants (kFast) makes no statistics, and returns 0 without a word.
   struct Normalize {
     const void* x;
@@ -261,6 +261,7 @@ struct Kernels {
     double* mean;
     double* rstd;
     Statistics* extreme;
+    std::int64_t* extremes;  // 0 before the call
   };
   std::int64_t (*normalize)(const Normalize&);
 

@@ -162,10 +162,12 @@ HWY_INLINE void WriteStatistics(const Kernels::Normalize& args, std::int64_t b, 
 // statistics are.
 HWY_INLINE std::int64_t Leave(const Kernels::Normalize& args, std::int64_t b,
                               const Statistics* statistics, std::int64_t known) {
-  for (std::int64_t i = 0; i < known && statistics[i].extreme; ++i) {
+  std::int64_t i = 0;
+  for (; i < known && statistics[i].extreme; ++i) {
     WriteStatistics(args, b + i, statistics[i].mean, statistics[i].rstd);
     args.extreme[i] = statistics[i];
   }
+  *args.extremes = i;
   return b;
 }
 
