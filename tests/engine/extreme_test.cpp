@@ -103,6 +103,9 @@ TEST_P(Extreme, EveryMagnitude) {
                          ", eps " + std::to_string(eps) + ", size " + std::to_string(size) +
                          ", seed 7");
             Tensor x(spec), y(spec);
+            Spec of_param = spec;
+            of_param.shape = {1, shape.c, 1};
+            Tensor gamma(of_param), beta(of_param);
             std::mt19937_64 generator(7);
             std::normal_distribution<double> normal;
             // One group of each example is of ordinary size.
@@ -111,8 +114,16 @@ TEST_P(Extreme, EveryMagnitude) {
               const std::int64_t channel = first ? i / shape.s % shape.c : i % shape.c;
               x.set(i, normal(generator) * (channel < shape.c / 2 ? size : 1));
             }
-            run(make_plan(spec, target()), {.x = x.bytes.data(), .y = y.bytes.data()});
-            const auto expected = detail::reference_forward(spec, {.x = x.bytes.data()});
+            for (std::int64_t c = 0; c < shape.c; ++c) {
+              gamma.set(c, 1 + normal(generator) / 2);
+              beta.set(c, normal(generator));
+            }
+            const Forward args{.x = x.bytes.data(),
+                               .y = y.bytes.data(),
+                               .gamma = gamma.bytes.data(),
+                               .beta = beta.bytes.data()};
+            run(make_plan(spec, target()), args);
+            const auto expected = detail::reference_forward(spec, args);
             const Comparison worst = compare(spec, expected, y.bytes.data());
             EXPECT_TRUE(within(worst, worst.bound));
           }
