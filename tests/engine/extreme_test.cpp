@@ -112,7 +112,7 @@ TEST_P(Extreme, EveryMagnitude) {
             for (std::int64_t i = 0; i < x.count; ++i) {
               const bool first = layout == Layout::channels_first;
               const std::int64_t channel = first ? i / shape.s % shape.c : i % shape.c;
-              x.set(i, normal(generator) * (channel < shape.c / 2 ? size : 1));
+              x.set(i, normal(generator) * (channel < shape.c / 2 ? 1 : size));
             }
             for (std::int64_t c = 0; c < shape.c; ++c) {
               gamma.set(c, 1 + normal(generator) / 2);
