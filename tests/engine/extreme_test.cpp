@@ -133,6 +133,23 @@ TEST_P(Extreme, EveryMagnitude) {
   }
 }
 
+// f64 whose samples lie far from all the rest: there is nothing wider to sum it in, so it is summed
+// from the mean.
+TEST_P(Extreme, PoorPilotOfDouble) {
+  const Spec spec = spec_of(DType::f64, {1, 1, 4096}, 1, Layout::channels_first);
+  Tensor x(spec), y(spec);
+  std::mt19937_64 generator(11);
+  std::normal_distribution<double> normal;
+  for (std::int64_t i = 0; i < x.count; ++i) x.set(i, normal(generator));
+  for (std::int64_t from : {0, 1355, 2715, 4080}) {
+    for (std::int64_t i = from; i < from + 16; ++i) x.set(i, 1e6);
+  }
+  run(make_plan(spec, target()), {.x = x.bytes.data(), .y = y.bytes.data()});
+  const auto expected = detail::reference_forward(spec, {.x = x.bytes.data()});
+  const Comparison worst = compare(spec, expected, y.bytes.data());
+  EXPECT_TRUE(within(worst, worst.bound)) << "seed 11";
+}
+
 TEST_P(Extreme, ConstantBlockIsExactlyBeta) {
   for (const Format& format : kFormats) {
     for (const Layout layout : kBothLayouts) {
