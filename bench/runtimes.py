@@ -42,6 +42,7 @@ ACTIVATIONS = ("none", "silu")
 MEANS = (0, 10, 1000)
 MODELS = ("efficientnet_b0_gn", "resnet50_gn", "segresnet", "vae", "unet", "mobilevitv2_050")
 EPS = float(numpy.float32(1e-5))
+REST = 0.03  # seconds
 
 
 @dataclass
@@ -165,7 +166,7 @@ def model_ways(folder: pathlib.Path, name: str, quick: bool) -> tuple[list[Way],
         exact = models.double_output(case).numpy()
         for opset in (18, 21):
             program = torch.onnx.export(
-                Called(), case.inputs, dynamo=True, opset_version=opset, verbose=False
+                Called().eval(), case.inputs, dynamo=True, opset_version=opset, verbose=False
             )
             assert program is not None
             path = save(folder / f"{name}-{opset}.onnx", program.model_proto)
@@ -215,13 +216,19 @@ def high_water() -> int:
 def measure(
     case: str, ways: list[Way], inputs: dict[str, numpy.ndarray], threads: int, seconds: float
 ) -> tuple[list[Result], list[numpy.ndarray]]:
-    """Rounds of all ways for so many seconds, and at least seven; with their outputs."""
+    """Rounds of all ways for so many seconds, and at least seven; with their outputs.
+
+    The threads of a session spin for a while when their work is done, which takes a core from the
+    next session. So each way waits until they rest, and warms up by a call that is not counted.
+    """
     sessions = [way.session(threads) for way in ways]
     outputs = [numpy.asarray(session.run(None, inputs)[0]) for session in sessions]
     times: list[list[float]] = [[] for _ in ways]
     end = time.perf_counter() + seconds
     while len(times[0]) < 7 or time.perf_counter() < end:
         for session, mine in zip(sessions, times, strict=True):
+            time.sleep(REST)
+            session.run(None, inputs)
             start = time.perf_counter()
             session.run(None, inputs)
             mine.append(1e3 * (time.perf_counter() - start))

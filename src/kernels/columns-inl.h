@@ -140,7 +140,11 @@ HWY_NOINLINE ColumnMoments ExactColumns(const Kernels::Columns& args, std::int64
     mean = hn::IfThenElse(near, mean, hn::Add(mean, shift));
     m2 = hn::IfThenElse(near, m2, hn::NegMulAdd(sums.s1, shift, sums.s2));
   }
-  return {hn::Add(mean, hn::Sub(m2, m2)), m2};  // NaN, both or none
+  const auto finite = hn::IsFinite(m2);
+  if (hn::AllTrue(dd, finite)) return {mean, m2};
+  sums = SumInDouble(x, args.rows, args.stride, hn::Zero(dd));
+  return {hn::IfThenElseZero(finite, mean),
+          hn::IfThenElse(finite, m2, hn::Add(sums.s2, hn::Inf(dd)))};
 }
 
 template <class T>

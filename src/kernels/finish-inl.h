@@ -34,7 +34,12 @@ struct Finished {
 template <class DD, class V = hn::Vec<DD>>
 HWY_INLINE Finished<V> FinishVector(DD dd, const FinishRule& rule, V mean, V m2) {
   V sum = m2;
-  if (!rule.center) {
+  if (rule.center) {
+    // An infinite number has no distance from its mean.
+    const V undefined = hn::Sub(m2, m2);
+    sum = hn::Add(sum, undefined);
+    mean = hn::Add(mean, undefined);
+  } else {
     sum = hn::Add(sum, hn::Mul(hn::Set(dd, rule.count), hn::Mul(mean, mean)));
     mean = hn::Zero(dd);
   }

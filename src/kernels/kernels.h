@@ -175,8 +175,8 @@ struct Kernels {
   const char* target;  // the name in targets()
   std::int64_t lanes;  // of a vector in the compute type
 
-  // x [runs, count], contiguous -> moments [runs], one a run. mean and m2 are NaN where x has a NaN
-  // or an infinity.
+  // x [runs, count], contiguous -> moments [runs], one a run. m2 is NaN where x has a NaN, and
+  // infinite where its sum of squares is; mean is 0 then.
   struct Runs {
     const void* x;
     std::int64_t runs, count;

@@ -166,8 +166,9 @@ HWY_NOINLINE Moments ExactMoments(const Kernels::Numbers& args) {
     sum(from);
     m2 = s2 - s1 * (s1 / n);
   }
-  const double mean = from + s1 / n;
-  return {n, mean + (m2 - m2), m2};  // NaN, both or none
+  if (std::isfinite(m2)) return {n, from + s1 / n, m2};
+  sum(0);
+  return {n, 0, s2 + std::numeric_limits<double>::infinity()};  // of a NaN, NaN
 }
 
 // `mean` on a grid of about `spread` / 16. A pilot with finer digits than the data (pixels, bf16)
