@@ -150,7 +150,7 @@ def _cases(options: argparse.Namespace) -> list[Any]:
 
 
 def _matches(options: argparse.Namespace) -> Iterator[tuple[Any, Any]]:
-    from groupnorm._cli.command import LAYOUTS
+    from groupnorm import LAYOUTS
     from groupnorm._cli.contest import Setting
 
     for case, dtype, layout, direction in itertools.product(
@@ -178,12 +178,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     _keep_to(options.threads)
     import torch
+    from groupnorm._core import caches, processor
     from rivals import RIVALS, Absent, Job
     from tqdm import tqdm
 
     import groupnorm
     from groupnorm._cli import contest, contest_torch, oracle
-    from groupnorm._cli.machine import caches, keep_freed_memory, processor
+    from groupnorm._cli.machine import keep_freed_memory
 
     torch.set_num_threads(options.threads)
     keep_freed_memory()

@@ -7,7 +7,7 @@
 // - copy_ratio: p50_us / copy_p50_us. A forward reads and writes one tensor; a backward reads two
 //   and writes one, so that its copy is of 1.5 tensors
 // - plain_ratio: with an activation, p50_us over that of the same call without it
-// - max_error, error_bound: in the units of tests/cases.h; of a forward beyond kMostVerified
+// - max_error, error_bound: in the units of src/testing/cases.h; of a forward beyond kMostVerified
 //   elements (the sweep from 1e8 on) in blocks spread over it, else of all
 // - elements; set_bytes; sets: of the tensor; of all tensors of a call; how many sets rotate
 
@@ -29,11 +29,11 @@
 #include <vector>
 
 #include "bad_input.h"
-#include "cases.h"
 #include "contest.h"
 #include "dtype.h"
 #include "machine.h"
 #include "subject.h"
+#include "testing/cases.h"
 
 namespace groupnorm::bench {
 namespace {
@@ -83,12 +83,11 @@ struct Row {
   std::string subject() const {
     std::string name = backward ? "backward" : "forward";
     if (spec.activation != Activation::none) {
-      name += std::string("+") + testing::name_of(testing::kActivations, spec.activation);
+      name += std::string("+") + to_string(spec.activation);
     }
     if (in_place) name += ",in_place";
-    return name + "/" + testing::name_of(testing::kDTypes, spec.data) + "/" +
-           testing::name_of(testing::kLayouts, spec.layout) + "/" + sizes.shape + "/g" +
-           std::to_string(sizes.groups);
+    return name + "/" + to_string(spec.data) + "/" + to_string(spec.layout) + "/" + sizes.shape +
+           "/g" + std::to_string(sizes.groups);
   }
   std::string name() const {
     return subject() + "/threads:" + std::to_string(threads) + (hot ? "/hot" : "/rotating");
@@ -203,7 +202,7 @@ class Table {
         (direction.backward ? 3 : 2) * elements * static_cast<std::size_t>(detail::size_of(dtype));
     for (const int threads : kThreads) {
       for (const bool hot : {false, true}) {
-        if (hot && set > caches().last_level()) continue;  // it does not stay there
+        if (hot && set > detail::caches().last_level()) continue;  // it does not stay there
         rows_.push_back({sizes, spec, direction.backward, in_place, hot, threads});
       }
     }
@@ -218,7 +217,7 @@ Table make_table(bool largest) {
   Table table;
   for (const Sizes& sizes : kShapes) {
     for (const DType dtype : kDTypes) {
-      for (const auto& layout : testing::kLayouts) {
+      for (const auto& layout : kLayouts) {
         for (const Direction& direction : kDirections) {
           table.add(sizes, dtype, layout.value, direction);
         }
@@ -226,7 +225,7 @@ Table make_table(bool largest) {
     }
   }
   const Direction forward = kDirections.front();
-  for (const auto& layout : testing::kLayouts) {
+  for (const auto& layout : kLayouts) {
     for (const Sizes& sizes : kInPlace) table.add(sizes, DType::f32, layout.value, forward, true);
     for (const Sizes& sizes : kSweep) table.add(sizes, DType::f32, layout.value, forward);
     if (!largest) continue;
@@ -254,8 +253,8 @@ int run(int argc, char** argv) {
   }
   benchmark::AddCustomContext("groupnorm", GROUPNORM_VERSION);
   benchmark::AddCustomContext("target", target);
-  benchmark::AddCustomContext("processor", processor());
-  benchmark::AddCustomContext("last_level_cache", std::to_string(caches().last_level()));
+  benchmark::AddCustomContext("processor", detail::processor());
+  benchmark::AddCustomContext("last_level_cache", std::to_string(detail::caches().last_level()));
 
   const Table table = make_table(largest);
   Stage stage;

@@ -18,8 +18,8 @@
 #include <string_view>
 #include <vector>
 
-#include "cases.h"
 #include "dtype.h"
+#include "testing/cases.h"
 
 namespace groupnorm::bench {
 namespace {
@@ -101,7 +101,7 @@ bool print_row(const Sizes& sizes, DType dtype, Layout layout) {
   }
   const double ordinary = median(microseconds[0]);
   std::printf("| %s, G %lld, %s | %.2f |", sizes.shape, static_cast<long long>(sizes.groups),
-              testing::name_of(testing::kLayouts, layout), ordinary);
+              to_string(layout), ordinary);
   for (std::size_t k = 1; k < kKinds.size(); ++k) {
     std::printf(" %.2f |", median(microseconds[k]) / ordinary);
   }
@@ -110,23 +110,22 @@ bool print_row(const Sizes& sizes, DType dtype, Layout layout) {
 }
 
 int run(std::string_view dtype) {
-  const auto* const named = std::find_if(testing::kDTypes.begin(), testing::kDTypes.end(),
-                                         [&](const auto& each) { return each.name == dtype; });
-  if (named == testing::kDTypes.end()) {
+  const std::optional<DType> data = from_string<DType>(dtype);
+  if (!data) {
     std::fprintf(stderr, "groupnorm_values: the dtype must be f32, f64, f16 or bf16; got '%s'\n",
                  std::string(dtype).c_str());
     return 2;
   }
-  std::printf("| %s, forward | us |", named->name);
+  std::printf("| %s, forward | us |", to_string(*data));
   for (std::size_t k = 1; k < kKinds.size(); ++k) std::printf(" %s |", kKinds[k].name);
   std::printf("\n|---|---|");
   for (std::size_t k = 1; k < kKinds.size(); ++k) std::printf("---|");
   std::printf("\n");
   for (const Sizes& sizes : kShapes) {
-    for (const auto& layout : testing::kLayouts) {
+    for (const auto& layout : kLayouts) {
       const bool flat = testing::parse_shape(sizes.shape).value().s == 1;
       if (flat && layout.value == Layout::channels_last) continue;
-      if (!print_row(sizes, named->value, layout.value)) return 1;
+      if (!print_row(sizes, *data, layout.value)) return 1;
     }
   }
   return 0;

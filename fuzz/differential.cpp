@@ -13,10 +13,10 @@
 #include <utility>
 #include <vector>
 
-#include "cases.h"
 #include "check.h"
 #include "dtype.h"
 #include "reference.h"
+#include "testing/cases.h"
 
 namespace groupnorm::fuzz {
 namespace {
@@ -27,7 +27,7 @@ using testing::GradientData;
 
 // What x is made of.
 enum class Values {
-  normal,  // N(mean, deviation): the bounds of tests/cases.h hold as they are
+  normal,  // N(mean, deviation): the bounds of src/testing/cases.h hold as they are
   grid,    // mean + whole multiples of a step, from the input: bounds as derived below
   bits,  // any bits at all, NaN and infinities among them: forward as grid, backward its bits alone
   kMaxValue = bits
@@ -68,11 +68,11 @@ Spec take_spec(FuzzedDataProvider& from) {
   Spec spec;
   spec.shape = take_shape(from);
   spec.block = {divisor(from, spec.shape.n), divisor(from, spec.shape.c)};
-  spec.layout = from.PickValueInArray(testing::kLayouts).value;
-  spec.data = from.PickValueInArray(testing::kDTypes).value;
+  spec.layout = from.PickValueInArray(kLayouts).value;
+  spec.data = from.PickValueInArray(kDTypes).value;
   const bool narrow = spec.data == DType::f16 || spec.data == DType::bf16;
   spec.param = narrow && from.ConsumeBool() ? DType::f32 : spec.data;
-  spec.activation = from.PickValueInArray(testing::kActivations).value;
+  spec.activation = from.PickValueInArray(kActivations).value;
   spec.center = from.ConsumeBool();
   spec.given_statistics = from.ConsumeBool() && from.ConsumeBool();
   const bool alone = spec.block.examples * spec.block.channels * spec.shape.s < 2;
@@ -90,7 +90,7 @@ Input take_input(const std::uint8_t* data, std::size_t size) {
   const bool wide = input.c.spec.data == DType::f32 || input.c.spec.data == DType::f64;
   constexpr double kMeans[] = {0, 1, 1e2, -1e3, 1e5};
   input.c.mean = from.PickValueInArray(kMeans);
-  if (!wide) input.c.mean = std::clamp(input.c.mean, -1e2, 1e2);  // as in tests/cases.cpp
+  if (!wide) input.c.mean = std::clamp(input.c.mean, -1e2, 1e2);  // as in src/testing/cases.cpp
   input.c.gamma = from.ConsumeBool();
   input.c.beta = from.ConsumeBool();
   input.seed = from.ConsumeIntegral<std::uint8_t>();
@@ -111,12 +111,12 @@ std::string describe(const Input& input, const char* target) {
   const auto text = [](std::int64_t value) { return std::to_string(value); };
   return "n " + text(spec.shape.n) + ", c " + text(spec.shape.c) + ", s " + text(spec.shape.s) +
          ", block " + text(spec.block.examples) + " x " + text(spec.block.channels) + ", " +
-         testing::name_of(testing::kLayouts, spec.layout) + ", " + detail::name_of(spec.data) +
-         ", params " + detail::name_of(spec.param) + " stride " + text(spec.param_stride) + ", " +
-         testing::name_of(testing::kActivations, spec.activation) +
-         (spec.center ? "" : ", not centred") + (spec.given_statistics ? ", given" : "") +
-         ", correction " + text(spec.correction) + ", eps " + std::to_string(spec.eps) + ", mean " +
-         std::to_string(input.c.mean) + ", seed " + std::to_string(input.seed) + ", values " +
+         to_string(spec.layout) + ", " + to_string(spec.data) + ", params " +
+         to_string(spec.param) + " stride " + text(spec.param_stride) + ", " +
+         to_string(spec.activation) + (spec.center ? "" : ", not centred") +
+         (spec.given_statistics ? ", given" : "") + ", correction " + text(spec.correction) +
+         ", eps " + std::to_string(spec.eps) + ", mean " + std::to_string(input.c.mean) +
+         ", seed " + std::to_string(input.seed) + ", values " +
          text(static_cast<std::int64_t>(input.values)) + ", " + text(input.threads) +
          " threads, shift " + text(input.shift) + ", " + target;
 }

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
+#include <optional>
 #include <span>
 #include <type_traits>
 
@@ -100,6 +101,21 @@ template <class Enum>
 Enum enumerator(std::int32_t value) {
   static_assert(std::is_same_v<std::underlying_type_t<Enum>, std::uint8_t>);
   return static_cast<Enum>(value >= 0 && value < 255 ? value : 255);
+}
+
+template <NamedEnum Enum>
+const char* name_or_null(std::int32_t value) {
+  const Named<Enum>* const row = detail::row_of(enumerator<Enum>(value));
+  return row != nullptr ? row->name : nullptr;
+}
+
+// The value that has this name, into *value; false where there is none.
+template <NamedEnum Enum>
+bool find_name(const char* name, std::int32_t* value) {
+  if (name == nullptr || value == nullptr) return false;
+  const std::optional<Enum> found = from_string<Enum>(name);
+  if (found) *value = static_cast<std::int32_t>(*found);
+  return found.has_value();
 }
 
 gn_status to_c(Status status) { return static_cast<gn_status>(status); }
@@ -200,6 +216,18 @@ const char* gn_status_string(gn_status status) {
            "field that this version does not know must be 0";
   }
   return status_string(enumerator<Status>(status));
+}
+
+const char* gn_dtype_name(gn_dtype value) { return name_or_null<DType>(value); }
+const char* gn_layout_name(gn_layout value) { return name_or_null<Layout>(value); }
+const char* gn_activation_name(gn_activation value) { return name_or_null<Activation>(value); }
+
+int gn_dtype_from_name(const char* name, gn_dtype* value) { return find_name<DType>(name, value); }
+int gn_layout_from_name(const char* name, gn_layout* value) {
+  return find_name<Layout>(name, value);
+}
+int gn_activation_from_name(const char* name, gn_activation* value) {
+  return find_name<Activation>(name, value);
 }
 
 const char* gn_version(void) { return GROUPNORM_VERSION; }

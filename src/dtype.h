@@ -1,5 +1,5 @@
-// The list of dtypes: sizes, names and exact scalar conversions. The SIMD conversions stand in
-// kernels/simd-inl.h; tests hold the two against each other over every f16 and bf16.
+// The storage types of the dtypes: sizes and exact scalar conversions. The SIMD conversions stand
+// in kernels/simd-inl.h; tests hold the two against each other over every f16 and bf16.
 #ifndef GROUPNORM_SRC_DTYPE_H
 #define GROUPNORM_SRC_DTYPE_H
 
@@ -101,16 +101,6 @@ constexpr auto visit(DType dtype, F&& f) {
 
 constexpr std::int64_t size_of(DType dtype) {
   return visit(dtype, [](auto element) { return static_cast<std::int64_t>(sizeof(element)); });
-}
-
-constexpr const char* name_of(DType dtype) {
-  switch (dtype) {
-    case DType::f64: return "f64";
-    case DType::f16: return "f16";
-    case DType::bf16: return "bf16";
-    case DType::f32: break;
-  }
-  return "f32";
 }
 
 inline double load_element(DType dtype, const void* data, std::int64_t index) {

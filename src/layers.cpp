@@ -18,14 +18,9 @@
 namespace groupnorm {
 namespace {
 
-using detail::name_of;
 using detail::size_of;
 
 constexpr std::size_t kAlignment = 64;
-
-const char* name_of(Layout layout) {
-  return layout == Layout::channels_last ? "channels_last" : "channels_first";
-}
 
 std::string in_words(const std::vector<std::int64_t>& shape) {
   std::string words = "[";
@@ -37,7 +32,7 @@ std::string in_words(const std::vector<std::int64_t>& shape) {
 }
 
 std::string in_words(const std::vector<std::int64_t>& shape, DType dtype, Layout layout) {
-  return in_words(shape) + " " + name_of(dtype) + " " + name_of(layout);
+  return in_words(shape) + " " + to_string(dtype) + " " + to_string(layout);
 }
 
 std::string in_words(const Tensor& x) { return in_words(x.shape(), x.dtype(), x.layout()); }
@@ -72,10 +67,10 @@ std::string broken_values(Status status, const Spec& spec) {
   switch (status) {
     case Status::negative_size:
       return n < 0 ? values("n", n) : c < 0 ? values("c", c) : values("s", s);
-    case Status::size_overflow: return values("n", n, "c", c, "s", s, "data", name_of(spec.data));
+    case Status::size_overflow: return values("n", n, "c", c, "s", s, "data", to_string(spec.data));
     case Status::param_overflow:
       return values("param_stride", spec.param_stride, "n", n, "c", c, "param",
-                    name_of(spec.param));
+                    to_string(spec.param));
     case Status::groups_do_not_divide: return values("c", c);
     case Status::batches_do_not_divide: return values("n", n);
     case Status::block_examples: return values("block.examples", spec.block.examples, "n", n);
@@ -85,7 +80,7 @@ std::string broken_values(Status status, const Spec& spec) {
     case Status::unknown_layout: return values("layout", spec.layout);
     case Status::unknown_activation: return values("activation", spec.activation);
     case Status::param_dtype:
-      return values("data", name_of(spec.data), "param", name_of(spec.param));
+      return values("data", to_string(spec.data), "param", to_string(spec.param));
     case Status::param_stride: return values("param_stride", spec.param_stride, "c", c);
     case Status::correction: return values("correction", spec.correction);
     case Status::too_few_elements:
@@ -197,7 +192,7 @@ Tensor::Tensor(std::vector<std::int64_t> shape, DType dtype, Layout layout,
   const Status status = detail::check_spec(spec);
   if (status == Status::size_overflow) {
     throw Error(std::string(status_string(status)) + "; got " + in_words(shape_) + " " +
-                name_of(dtype));
+                to_string(dtype));
   }
   if (status != Status::ok) throw Error(describe(status, spec));
 }
@@ -214,7 +209,7 @@ Tensor Tensor::view(void* data, std::vector<std::int64_t> shape, DType dtype, La
     throw Error("data: must not be null for the shape " + in_words(tensor.shape()));
   }
   if (reinterpret_cast<std::uintptr_t>(data) % static_cast<std::uintptr_t>(size_of(dtype)) != 0) {
-    throw Error(std::string("data: must be aligned to an element of ") + name_of(dtype) + ", " +
+    throw Error(std::string("data: must be aligned to an element of ") + to_string(dtype) + ", " +
                 std::to_string(size_of(dtype)) + " bytes");
   }
   return tensor;
@@ -244,7 +239,7 @@ void Tensor::check_element(std::size_t bytes) const {
   const auto type = [](std::size_t size) {
     return size == sizeof(float) ? "float" : size == sizeof(double) ? "double" : "std::uint16_t";
   };
-  throw Error(std::string("data<") + type(bytes) + ">(): " + name_of(dtype_) + " is stored as " +
+  throw Error(std::string("data<") + type(bytes) + ">(): " + to_string(dtype_) + " is stored as " +
               type(stored));
 }
 

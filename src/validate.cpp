@@ -6,6 +6,7 @@
 #include <cmath>
 #include <initializer_list>
 #include <limits>
+#include <string_view>
 
 namespace groupnorm {
 namespace detail {
@@ -20,10 +21,34 @@ bool multiply(std::int64_t a, std::int64_t b, std::int64_t* product) {
   return true;
 }
 
-template <class Enum>
-bool known(Enum value, Enum last) {
-  return value <= last;
+template <NamedEnum Enum>
+bool known(Enum value) {
+  return row_of(value) != nullptr;
 }
+
+// "data: must be f32, f64, f16 or bf16": every name of the enumeration, in the order of its table.
+// A text that is too long for the array does not compile.
+template <NamedEnum Enum>
+constexpr auto must_be(std::string_view argument) {
+  std::array<char, 80> text{};
+  std::size_t size = 0;
+  const auto add = [&](std::string_view part) {
+    for (const char c : part) text[size++] = c;
+  };
+  const auto& names = *kNames<Enum>;
+  add(argument);
+  add(": must be ");
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    if (i > 0) add(i + 1 < names.size() ? ", " : " or ");
+    add(names[i].name);
+  }
+  text[size] = '\0';
+  return text;
+}
+constexpr auto kDataRule = must_be<DType>("data");
+constexpr auto kParamRule = must_be<DType>("param");
+constexpr auto kLayoutRule = must_be<Layout>("layout");
+constexpr auto kActivationRule = must_be<Activation>("activation");
 
 Status check_sizes(const Spec& spec) {
   const auto [n, c, s] = spec.shape;
@@ -133,10 +158,10 @@ constexpr std::int64_t kStatisticsElement = sizeof(double);
 Status check_spec(const Spec& spec) noexcept {
   const auto [n, c, s] = spec.shape;
   if (n < 0 || c < 0 || s < 0) return Status::negative_size;
-  if (!known(spec.data, DType::bf16)) return Status::unknown_data;
-  if (!known(spec.param, DType::bf16)) return Status::unknown_param;
-  if (!known(spec.layout, Layout::channels_last)) return Status::unknown_layout;
-  if (!known(spec.activation, Activation::hard_swish)) return Status::unknown_activation;
+  if (!known(spec.data)) return Status::unknown_data;
+  if (!known(spec.param)) return Status::unknown_param;
+  if (!known(spec.layout)) return Status::unknown_layout;
+  if (!known(spec.activation)) return Status::unknown_activation;
   const bool narrow = spec.data == DType::f16 || spec.data == DType::bf16;
   if (spec.param != spec.data && !(narrow && spec.param == DType::f32)) return Status::param_dtype;
   if (spec.param_stride != 0 && spec.param_stride < c) return Status::param_stride;
@@ -248,11 +273,10 @@ const char* status_string(Status status) noexcept {
       return "batches: must be at least 1 and divide the examples";
     case Status::block_examples: return "block.examples: must be at least 1 and divide n";
     case Status::block_channels: return "block.channels: must be at least 1 and divide c";
-    case Status::unknown_data: return "data: must be f32, f64, f16 or bf16";
-    case Status::unknown_param: return "param: must be f32, f64, f16 or bf16";
-    case Status::unknown_layout: return "layout: must be channels_first or channels_last";
-    case Status::unknown_activation:
-      return "activation: must be none, relu, silu, gelu, gelu_tanh or hard_swish";
+    case Status::unknown_data: return detail::kDataRule.data();
+    case Status::unknown_param: return detail::kParamRule.data();
+    case Status::unknown_layout: return detail::kLayoutRule.data();
+    case Status::unknown_activation: return detail::kActivationRule.data();
     case Status::param_dtype:
       return "param: gamma and beta must be of the data's dtype, or f32 beside f16 and bf16";
     case Status::param_stride: return "param_stride: must be 0, or at least c";

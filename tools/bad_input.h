@@ -5,6 +5,9 @@
 #include <groupnorm/layers.hpp>
 
 #include <stdexcept>
+#include <string>
+
+#include "machine.h"
 
 namespace groupnorm::tools {
 
@@ -22,6 +25,15 @@ class BadInput : public std::runtime_error {
 // Throws BadInput with the rule and the values that broke it.
 inline void require_ok(Status status, const Spec& spec) {
   if (status != Status::ok) throw BadInput(describe(status, spec));
+}
+
+// Throws BadInput where `bytes`, which `what` needs, are more than this process may take: a clear
+// refusal instead of a process that the system kills.
+inline void require_memory(double bytes, const std::string& what) {
+  const double memory = detail::allowed_memory();
+  if (bytes <= memory) return;
+  throw BadInput(what + ": needs " + detail::format_bytes(bytes) +
+                 " of memory, this process may have " + detail::format_bytes(memory));
 }
 
 }  // namespace groupnorm::tools

@@ -8,7 +8,6 @@
 #include <memory>
 #include <string>
 
-#include "cases.h"
 #include "command.h"
 #include "contest.h"
 #include "dtype.h"
@@ -17,6 +16,7 @@
 #include "number.h"
 #include "options.h"
 #include "subject.h"
+#include "testing/cases.h"
 
 namespace groupnorm::tools {
 namespace {
@@ -67,8 +67,8 @@ Result measure(const Options& options) {
   Contest contest(subject->tensors(), options.hot);
   if (!options.hot && !contest.ring().is_cold()) {
     std::fprintf(stderr,
-                 "groupnorm: the memory that this process may have holds less than 4 times the "
-                 "last-level cache, so the caches keep some of the buffers: as with --hot\n");
+                 "groupnorm: this process may use too little memory for buffers of 4 times the "
+                 "last-level cache; some buffers stay in the caches, as with --hot\n");
   }
   Result result{.spec = asked.spec,
                 .direction = subject->direction(),
@@ -98,10 +98,10 @@ void print_json(const Options& options, const Result& result) {
   object.add("norm", options.norm.norm().name)
       .add("shape", options.tensor.text().c_str())
       .add("groups", options.norm.groups(spec.shape))
-      .add("dtype", detail::name_of(spec.data))
-      .add("param_dtype", detail::name_of(spec.param))
-      .add("layout", testing::name_of(testing::kLayouts, spec.layout))
-      .add("activation", testing::name_of(testing::kActivations, spec.activation))
+      .add("dtype", to_string(spec.data))
+      .add("param_dtype", to_string(spec.param))
+      .add("layout", to_string(spec.layout))
+      .add("activation", to_string(spec.activation))
       .add("direction", result.direction.c_str())
       .add("threads", result.threads)
       .add("target", result.target.c_str())
@@ -121,13 +121,12 @@ void print_text(const Options& options, const Result& result) {
   const Spec& spec = result.spec;
   std::printf("%-8s %s norm, %s, %lld groups, %s, %s, activation %s%s\n", result.direction.c_str(),
               options.norm.norm().name, options.tensor.text().c_str(),
-              static_cast<long long>(options.norm.groups(spec.shape)), detail::name_of(spec.data),
-              testing::name_of(testing::kLayouts, spec.layout),
-              testing::name_of(testing::kActivations, spec.activation),
+              static_cast<long long>(options.norm.groups(spec.shape)), to_string(spec.data),
+              to_string(spec.layout), to_string(spec.activation),
               options.in_place ? ", in place" : "");
   std::printf("on       %s, %d threads, %zu buffers of %zu x %s in turns\n", result.target.c_str(),
               result.threads, result.sets, result.tensors,
-              format_bytes(static_cast<double>(result.tensor_bytes)).c_str());
+              detail::format_bytes(static_cast<double>(result.tensor_bytes)).c_str());
   std::printf("error    %.3f of %.4g\n", result.comparison.error, result.comparison.bound);
   std::printf("time     p50 %.2f us, p99 %.2f us, %.1f GB/s\n", result.call.p50, result.call.p99,
               result.gb_per_s(result.call));
@@ -157,24 +156,27 @@ int run(const Options& options) {
 Command add_bench(CLI::App& app) {
   CLI::App* const bench = app.add_subcommand(
       "bench",
-      "Check one shape against the reference, then time it in turns with copies of the same bytes "
-      "(memcpy and a streaming copy, the faster counts) on random data. Buffers rotate through 4 "
-      "times the last-level cache, 256 MB at least, or half of the memory that the process may "
-      "have");
+      "Check one shape against the reference, then time it on random data, in turns with two "
+      "copies "
+      "of the same bytes: memcpy and a streaming copy, of which the faster counts. Buffers rotate "
+      "through 4 times the last-level cache, at least 256 MB, at most half of the memory that the "
+      "process may use");
   const auto options = std::make_shared<Options>();
   options->tensor.add_to(*bench)->required();
   options->norm.add_to(*bench, /*given_statistics=*/true);
   options->engine.add_to(*bench);
-  bench->add_flag("--hot", options->hot, "One buffer that stays where it is, instead of rotating");
+  bench->add_flag("--hot", options->hot,
+                  "Use one set of buffers, which stays in the caches, instead of rotating");
   bench->add_flag("--backward", options->backward,
-                  "dx, dgamma and dbeta from x and dy, against copies of 1.5 tensors");
-  bench->add_flag("--in-place", options->in_place, "y == x, or dx == dy");
+                  "Time dx, dgamma and dbeta from x and dy, against copies of 1.5 tensors");
+  bench->add_flag("--in-place", options->in_place, "Write y over x, or dx over dy");
   add_number<double>(*bench, "--seconds", &options->seconds, {0, 3600},
-                     "Time to spend, after check and warm-up");
-  bench->add_flag("--json", options->json,
-                  "One object on one line: norm shape groups dtype param_dtype layout activation "
-                  "direction threads target hot in_place p50_us p99_us gb_per_s copy copy_p50_us "
-                  "copy_ratio max_error_eps");
+                     "Seconds to measure, after the check and the warm-up");
+  bench->add_flag(
+      "--json", options->json,
+      "Print one object on one line: norm shape groups dtype param_dtype layout activation "
+      "direction threads target hot in_place p50_us p99_us gb_per_s copy copy_p50_us "
+      "copy_ratio max_error_eps");
   return {bench, [options] { return run(*options); }};
 }
 

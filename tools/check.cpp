@@ -10,14 +10,13 @@
 #include <string_view>
 #include <vector>
 
-#include "cases.h"
 #include "command.h"
 #include "dtype.h"
-#include "machine.h"
 #include "number.h"
 #include "options.h"
 #include "output.h"
 #include "reference.h"
+#include "testing/cases.h"
 #include "verify.h"
 
 namespace groupnorm::tools {
@@ -127,7 +126,7 @@ int run(const Options& options) {
   std::printf("%zu of %zu cases within bound (%s, %d threads, seed %llu); worst errors:",
               list.size() - failed, list.size(), target.c_str(), executor.threads,
               static_cast<unsigned long long>(options.seed));
-  for (const auto& [dtype, error] : worst) std::printf(" %s %.3f", detail::name_of(dtype), error);
+  for (const auto& [dtype, error] : worst) std::printf(" %s %.3f", to_string(dtype), error);
   std::printf("\n");
   return failed == 0 ? kOk : kWrongResult;
 }
@@ -138,20 +137,23 @@ Command add_check(CLI::App& app) {
   CLI::App* const check = app.add_subcommand(
       "check",
       "Compare the engine with the double-precision reference, on the built-in cases or a given "
-      "shape. A line for each: its worst error of the bound. f32: units of 2^-23 (1 + |gamma xhat| "
+      "shape. Prints one line per case: its worst error and the bound. f32: in units of 2^-23 (1 + "
+      "|gamma xhat| "
       "+ |beta|); f64: of 2^-52 times the same + |mean| rstd; f16, bf16: steps from the exact "
       "result rounded. Gradients: of 2^-23 and 2^-52 times the sum of the absolute terms");
   const auto options = std::make_shared<Options>();
-  CLI::Option* const patterns = check->add_option(
-      "cases", options->patterns, "Parts of case names, * stands for anything; without: all cases");
-  check->add_flag("--list", options->list, "Print the names of the cases and stop");
-  check->add_flag("--backward", options->backward, "dx, dgamma and dbeta instead of y");
-  add_number<std::uint64_t>(*check, "--seed", &options->seed, {}, "Of the random data");
+  CLI::Option* const patterns =
+      check->add_option("cases", options->patterns,
+                        "Parts of case names, where * matches anything; default: all cases");
+  check->add_flag("--list", options->list, "Print the names of the cases and exit");
+  check->add_flag("--backward", options->backward, "Check dx, dgamma and dbeta instead of y");
+  add_number<std::uint64_t>(*check, "--seed", &options->seed, {}, "Seed of the random data");
   CLI::App* const given = check->add_option_group("A shape instead of the built-in cases");
   options->shape = options->tensor.add_to(*given)->excludes(patterns);
   options->norm.add_to(*given, /*given_statistics=*/true);
-  add_number<double>(*given, "--mean", &options->mean, {}, "Of the data");
-  add_number<double>(*given, "--deviation", &options->deviation, {.least = 0}, "Of the data");
+  add_number<double>(*given, "--mean", &options->mean, {}, "Mean of the data");
+  add_number<double>(*given, "--deviation", &options->deviation, {.least = 0},
+                     "Standard deviation of the data");
   given->needs(options->shape);
   options->engine.add_to(*check);
   return {check, [options] { return run(*options); }};

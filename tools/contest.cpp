@@ -24,15 +24,6 @@ constexpr NamedCopy kCopies[] = {{"memcpy", plain_copy}, {"streaming copy", stre
 
 }  // namespace
 
-std::size_t sets_of(std::size_t set_bytes, bool hot) {
-  if (hot) return 1;
-  const std::size_t wanted = std::max(4 * caches().last_level(), std::size_t{256} << 20);
-  const double most = allowed_memory() / 2 / static_cast<double>(set_bytes);
-  if (most < 2) return 1;
-  const std::size_t sets = std::max<std::size_t>(2, (wanted + set_bytes - 1) / set_bytes);
-  return static_cast<std::size_t>(std::min(static_cast<double>(sets), most));
-}
-
 Ring::Ring(std::vector<const testing::Buffer*> tensors, std::size_t sets)
     : tensors_(std::move(tensors)),
       sets_(sets),
@@ -46,7 +37,7 @@ Set Ring::next() {
   return at(std::exchange(next_, next_ + 1 == sets_ ? 0 : next_ + 1));
 }
 
-bool Ring::is_cold() const { return memory_.size() >= 4 * caches().last_level(); }
+bool Ring::is_cold() const { return memory_.size() >= 4 * detail::caches().last_level(); }
 
 void Ring::renew_if_worn() {
   constexpr std::size_t kRounds = 16;

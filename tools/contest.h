@@ -10,7 +10,8 @@
 #include <utility>
 #include <vector>
 
-#include "cases.h"
+#include "machine.h"
+#include "testing/cases.h"
 
 namespace groupnorm::tools {
 
@@ -21,10 +22,10 @@ struct Set {
   std::byte* tensor(std::size_t i) const { return begin + i * stride; }
 };
 
-// So many sets that together they are 4 times the last cache, and 256 MB, as far as half of the
-// memory that this process may have holds them; one where they are to be hot, or where two are too
-// many.
-std::size_t sets_of(std::size_t set_bytes, bool hot);
+// How many sets of `set_bytes` bytes a contest takes: one if they are to stay in the caches.
+inline std::size_t sets_of(std::size_t set_bytes, bool hot) {
+  return hot ? 1 : detail::rotating_sets(set_bytes, detail::allowed_memory());
+}
 
 // Sets to go round, so that a set has left the caches when its turn comes again.
 class Ring {

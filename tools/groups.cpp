@@ -31,7 +31,7 @@ void print(std::int64_t channels) {
 
 Command add_groups(CLI::App& app) {
   CLI::App* const groups = app.add_subcommand(
-      "groups", "List the possible group counts of a number of channels, and the suggested one");
+      "groups", "List the valid group counts of a number of channels, and the suggested one");
   const auto channels = std::make_shared<std::optional<std::int64_t>>();
   add_number<std::int64_t>(*groups, "channels", channels.get(), {1, kMostChannels},
                            "Number of channels")

@@ -14,7 +14,7 @@
 namespace groupnorm::tools {
 namespace {
 
-void print_json(const Caches& found, int threads) {
+void print_json(const detail::Caches& found, int threads) {
   JsonObject object;
   object.add("version", GROUPNORM_VERSION).add("targets", targets());
   if (const char* target = active_target()) {
@@ -27,7 +27,7 @@ void print_json(const Caches& found, int threads) {
   std::printf("%s\n", object.text().c_str());
 }
 
-void print_text(const Caches& found, int threads) {
+void print_text(const detail::Caches& found, int threads) {
   std::printf("version  %s\n", GROUPNORM_VERSION);
   std::printf("targets  %s\n", join(targets()).c_str());
   if (const char* target = active_target()) {
@@ -40,9 +40,9 @@ void print_text(const Caches& found, int threads) {
   }
   std::printf("threads  %d\n", threads);
   std::printf("caches   L1d %s, L2 %s, L3 %s\n",
-              format_bytes(static_cast<double>(found.l1d)).c_str(),
-              format_bytes(static_cast<double>(found.l2)).c_str(),
-              format_bytes(static_cast<double>(found.l3)).c_str());
+              detail::format_bytes(static_cast<double>(found.l1d)).c_str(),
+              detail::format_bytes(static_cast<double>(found.l2)).c_str(),
+              detail::format_bytes(static_cast<double>(found.l3)).c_str());
 }
 
 }  // namespace
@@ -50,15 +50,17 @@ void print_text(const Caches& found, int threads) {
 Command add_info(CLI::App& app) {
   CLI::App* const info = app.add_subcommand(
       "info",
-      "Print the version, the instruction sets (targets) available and active, the threads "
-      "and the caches");
+      "Print the version, the instruction sets (targets) that this machine supports and the one in "
+      "use, the number of threads and the cache sizes");
   const auto as_json = std::make_shared<bool>(false);
-  info->add_flag("--json", *as_json,
-                 "One object: version targets target (null: GROUPNORM_TARGET is not available) "
-                 "threads caches (bytes)");
+  info->add_flag(
+      "--json", *as_json,
+      "Print one object: version targets target (null: GROUPNORM_TARGET is not available) "
+      "threads caches (bytes)");
   return {info, [as_json] {
             const int threads = default_executor().threads;
-            *as_json ? print_json(caches(), threads) : print_text(caches(), threads);
+            *as_json ? print_json(detail::caches(), threads)
+                     : print_text(detail::caches(), threads);
             return kOk;
           }};
 }

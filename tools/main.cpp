@@ -25,8 +25,9 @@ int run(int argc, char** argv) {
   app.set_version_flag("--version", GROUPNORM_VERSION);
   app.require_subcommand(0, 1);  // 1 would hide a wrong name behind "a subcommand is required"
   app.footer(
-      "Exit status: 0 done, 1 a result is wrong (run --report, check, bench), 2 a bad command line "
-      "or file.");
+      "Exit status: 0 success, 1 a result is wrong (run --report, check, bench), 2 an invalid "
+      "command "
+      "line or file.");
   const Command commands[] = {add_info(app), add_run(app), add_check(app), add_bench(app),
                               add_groups(app)};
   try {

@@ -15,7 +15,6 @@
 
 #include "command.h"
 #include "dtype.h"
-#include "machine.h"
 
 namespace groupnorm::tools {
 namespace {

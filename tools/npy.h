@@ -14,8 +14,8 @@
 #include <string>
 #include <vector>
 
-#include "cases.h"
 #include "pending_file.h"
+#include "testing/cases.h"
 
 namespace groupnorm::tools {
 

@@ -25,18 +25,18 @@ void NormOptions::add_to(CLI::App& app, bool given_statistics) {
     throw CLI::ValidationError("--norm", "'" + name + "' is not one of " + join(names));
   };
   app.add_option_function<std::string>("--norm", assign,
-                                       "Whose numbers share a mean and a variance")
+                                       "Which elements share one mean and one variance")
       ->type_name(join(names, "|"))
       ->default_str(norm_->name);
   add_number<std::int64_t>(app, "--groups", &groups_, {},
-                           "Groups of channels (ghost_batch: of examples, the virtual batches)");
-  add_enum(app, "--layout", &layout_, testing::kLayouts,
-           "N, C, spatial... or N, spatial..., C in memory");
-  add_enum(app, "--activation", &activation_, testing::kActivations,
-           "Applied to gamma * xhat + beta");
-  add_number<double>(app, "--eps", &eps_, {.least = 0}, "Added to the variance");
+                           "Number of groups of channels (ghost_batch: number of virtual batches)");
+  add_enum(app, "--layout", &layout_, kLayouts,
+           "Order in memory: N, C, spatial... or N, spatial..., C");
+  add_enum(app, "--activation", &activation_, kActivations,
+           "Function applied to gamma * xhat + beta");
+  add_number<double>(app, "--eps", &eps_, {.least = 0}, "Value added to the variance");
   add_number<int>(app, "--correction", &correction_, {0, 1},
-                  "The variance divides by m less this: 0 or 1");
+                  "The variance divides by m - correction: 0 or 1");
 }
 
 std::int64_t NormOptions::groups(const Shape& shape) const {
@@ -73,10 +73,11 @@ Spec NormOptions::spec(const Shape& shape, DType data, DType param) const {
 
 CLI::Option* TensorOptions::add_to(CLI::App& app) {
   CLI::Option* const shape =
-      app.add_option("--shape", text_, "N x C x spatial..., as 2x320x64x64, in any layout");
-  add_enum(app, "--dtype", &dtype_, testing::kDTypes, "Of x and y");
-  add_enum(app, "--param-dtype", &param_, testing::kDTypes,
-           "Of gamma and beta: as --dtype (the default), or f32");
+      app.add_option("--shape", text_,
+                     "Sizes N x C x spatial..., as 2x320x64x64, in this order for either layout");
+  add_enum(app, "--dtype", &dtype_, kDTypes, "dtype of x and y");
+  add_enum(app, "--param-dtype", &param_, kDTypes,
+           "dtype of gamma and beta: that of --dtype (default), or f32");
   return shape;
 }
 
@@ -88,10 +89,10 @@ Shape TensorOptions::shape() const {
 
 CLI::Option* EngineOptions::add_to(CLI::App& app) {
   add_number<int>(app, "--threads", &threads_, {1, detail::kMaxThreads},
-                  "Threads to use; without it GROUPNORM_NUM_THREADS, or all");
+                  "Number of threads; default: GROUPNORM_NUM_THREADS, else all cores");
   return app.add_option("--target", target_,
-                        "Instruction set, one of `groupnorm info`; without it GROUPNORM_TARGET, "
-                        "or the best");
+                        "Instruction set, one of those that `groupnorm info` lists; default: "
+                        "GROUPNORM_TARGET, else the best");
 }
 
 Executor EngineOptions::executor() const { return threads_ ? pool(*threads_) : default_executor(); }

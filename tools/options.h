@@ -11,28 +11,26 @@
 #include <type_traits>
 #include <vector>
 
-#include "cases.h"
 #include "command.h"
+#include "testing/cases.h"
 
 namespace groupnorm::tools {
 
-// An option whose value is one of a list of names; `value` may be a std::optional.
+// An option whose value is a name of `Enum`; `value` may be a std::optional.
 template <class Value, class Enum, std::size_t count>
 CLI::Option* add_enum(CLI::App& app, const std::string& flag, Value* value,
-                      const std::array<testing::Named<Enum>, count>& names,
-                      const std::string& help) {
+                      const std::array<Named<Enum>, count>& names, const std::string& help) {
   std::string choices;
   for (const auto& named : names) choices += (choices.empty() ? "" : "|") + std::string(named.name);
-  const auto assign = [=, &names](const std::string& text) {
-    for (const auto& named : names) {
-      if (text == named.name) return void(*value = named.value);
-    }
-    throw CLI::ValidationError(flag, "'" + text + "' is not one of " + choices);
+  const auto assign = [=](const std::string& text) {
+    const std::optional<Enum> found = from_string<Enum>(text);
+    if (!found) throw CLI::ValidationError(flag, "'" + text + "' is not one of " + choices);
+    *value = *found;
   };
   CLI::Option* const option =
       app.add_option_function<std::string>(flag, assign, help)->type_name(choices);
   if constexpr (std::is_same_v<Value, Enum>) {
-    option->default_str(testing::name_of(names, *value));
+    option->default_str(to_string(*value));
   }
   return option;
 }
@@ -96,7 +94,7 @@ Executor default_executor();
 Plan make_plan(const Spec& spec, const char* target);
 
 // Where targets() is empty.
-inline constexpr const char* kNoTarget = "this machine has no instruction set of this build";
+inline constexpr const char* kNoTarget = "this machine supports no instruction set of this build";
 
 // Plan::forward and Plan::backward with a workspace made for it.
 void forward(const Plan& plan, const Forward& args, const Executor& executor);

@@ -12,14 +12,13 @@
 #include <utility>
 #include <vector>
 
-#include "cases.h"
 #include "command.h"
 #include "dtype.h"
-#include "machine.h"
 #include "npy.h"
 #include "options.h"
 #include "reference.h"
 #include "report.h"
+#include "testing/cases.h"
 #include "verify.h"
 
 namespace groupnorm::tools {
@@ -106,10 +105,10 @@ void reference_in_place(const Spec& spec, const Forward& args) {
 void print(const Options& options, const Npy& x, const Plan& plan, const Executor& executor,
            double seconds) {
   const Spec& spec = plan.spec();
-  std::printf("x        %s %s, seen as n %lld, c %lld, s %lld, %s\n", detail::name_of(x.dtype),
+  std::printf("x        %s %s, seen as n %lld, c %lld, s %lld, %s\n", to_string(x.dtype),
               format_shape(x.shape).c_str(), static_cast<long long>(spec.shape.n),
               static_cast<long long>(spec.shape.c), static_cast<long long>(spec.shape.s),
-              testing::name_of(testing::kLayouts, spec.layout));
+              to_string(spec.layout));
   std::printf("norm     %s: %lld blocks of m = %lld elements\n", options.norm.norm().name,
               static_cast<long long>(plan.blocks()), static_cast<long long>(plan.block_elements()));
   if (options.reference) {
@@ -199,17 +198,19 @@ Command add_run(CLI::App& app) {
   command->add_option("x", options->x, "The .npy file to read")->required();
   command->add_option("-o,--output", options->y, "The .npy file to write; may be x")->required();
   options->norm.add_to(*command, /*given_statistics=*/false);
-  command->add_option("--gamma", options->gamma,
-                      ".npy of shape [C], or [N, C]; of x's dtype, or float32 beside float16");
-  command->add_option("--beta", options->beta, "As --gamma, and of the same dtype and shape");
-  command->add_option("--stats", options->stats,
-                      "Write mean and rstd, float64 [2, N / block.examples, C / block.channels]: "
-                      "[2, N, G] for groups, [2, N, 1] for layer, [2, N, C] for instance, "
-                      "[2, 1, C] for batch");
+  command->add_option(
+      "--gamma", options->gamma,
+      ".npy file of shape [C] or [N, C], in the dtype of x, or float32 if x is float16");
+  command->add_option("--beta", options->beta, "As --gamma, with the same dtype and shape");
+  command->add_option(
+      "--stats", options->stats,
+      "Write mean and rstd to this .npy file, float64 [2, N / block.examples, C / block.channels]: "
+      "[2, N, G] for groups, [2, N, 1] for layer, [2, N, C] for instance, "
+      "[2, 1, C] for batch");
   CLI::Option* const target = options->engine.add_to(*command);
   command
       ->add_flag("--reference", options->reference,
-                 "Compute by the plain double-precision reference: slow, and the ground truth")
+                 "Compute y with the plain double-precision reference: slow, for comparison")
       ->excludes(target);
   command->add_flag("--report", options->report,
                     "Print each block's mean and standard deviation before and after, and the "

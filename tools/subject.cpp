@@ -5,7 +5,6 @@
 
 #include "bad_input.h"
 #include "dtype.h"
-#include "machine.h"
 #include "reference.h"
 #include "verify.h"
 

@@ -8,8 +8,8 @@
 #include <memory>
 #include <vector>
 
-#include "cases.h"
 #include "contest.h"
+#include "testing/cases.h"
 
 namespace groupnorm::tools {
 

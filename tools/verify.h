@@ -4,7 +4,7 @@
 
 #include <groupnorm/groupnorm.hpp>
 
-#include "cases.h"
+#include "testing/cases.h"
 
 namespace groupnorm::tools {
 

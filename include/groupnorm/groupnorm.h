@@ -66,6 +66,18 @@ enum {
   GN_ACTIVATION_HARD_SWISH
 };
 
+/* The name of a value, as "bf16", "channels_last" or "silu"; null for every other number, so that a
+ * loop from 0 to null meets all names. */
+GROUPNORM_API const char* gn_dtype_name(gn_dtype value);
+GROUPNORM_API const char* gn_layout_name(gn_layout value);
+GROUPNORM_API const char* gn_activation_name(gn_activation value);
+
+/* Writes the value that has this name to `*value` and returns 1. Returns 0 and writes nothing where
+ * none has it, or where a pointer is null. */
+GROUPNORM_API int gn_dtype_from_name(const char* name, gn_dtype* value);
+GROUPNORM_API int gn_layout_from_name(const char* name, gn_layout* value);
+GROUPNORM_API int gn_activation_from_name(const char* name, gn_activation* value);
+
 /* Why a call was refused: the rule, and the one argument that broke it. gn_status_string() says it
  * in words. */
 typedef int32_t gn_status;

@@ -21,28 +21,15 @@
 #ifndef GROUPNORM_GROUPNORM_HPP
 #define GROUPNORM_GROUPNORM_HPP
 
-#if __cplusplus < 202002L && (!defined(_MSVC_LANG) || _MSVC_LANG < 202002L)
-#error "groupnorm needs C++20 or later: compile with -std=c++20 (MSVC: /std:c++20)"
-#include "stop here"  // compilers go on after an #error, but not without a file
-#endif
-
 #include <groupnorm/api.h>
 #include <groupnorm/version.h>
+#include <groupnorm/enums.hpp>
 
 #include <cstddef>
 #include <cstdint>
 #include <span>
 
 namespace groupnorm {
-
-enum class DType : std::uint8_t { f32, f64, f16, bf16 };
-
-// How [n, c, s] lies in memory: N,C,S (as PyTorch's contiguous) or N,S,C (as PyTorch's
-// channels_last).
-enum class Layout : std::uint8_t { channels_first, channels_last };
-
-// Applied to gamma * xhat + beta before the one store of y. gelu is the exact form, with erf.
-enum class Activation : std::uint8_t { none, relu, silu, gelu, gelu_tanh, hard_swish };
 
 // Why a call was refused: the rule, and the one argument that broke it. status_string() says it in
 // words.

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from . import _core
 from ._arrays import as_integer
+from ._core import ACTIVATIONS, DTYPES, LAYOUTS
 from ._engine import get_num_threads, set_num_threads
 from ._functional import (
     batch_norm,
@@ -32,6 +33,9 @@ from ._layers import (
 )
 
 __all__ = [
+    "ACTIVATIONS",
+    "DTYPES",
+    "LAYOUTS",
     "BatchNormalization",
     "GroupNormalization",
     "GroupSuggestion",

@@ -19,7 +19,7 @@ from ._arrays import (
     in_words,
     numpy_name,
 )
-from ._core import Plan, address, in_c_order
+from ._core import LAYOUTS, Plan, address, in_c_order
 
 Result: TypeAlias = Any  # y, an Array; with return_statistics a tuple of Arrays
 Gradients: TypeAlias = tuple[Array, Array | None, Array | None]
@@ -86,8 +86,9 @@ def as_shape(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
 
 
 def _checked(layout: str) -> str:
-    if layout not in ("channels_first", "channels_last"):
-        raise ValueError(f"layout: must be 'channels_first' or 'channels_last'; got {layout!r}")
+    if layout not in LAYOUTS:
+        known = " or ".join(map(repr, LAYOUTS))
+        raise ValueError(f"layout: must be {known}; got {layout!r}")
     return layout
 
 

@@ -5,6 +5,7 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -13,14 +14,15 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
-#include <string_view>
 #include <tuple>
 #include <utility>
 #include <vector>
 
+#include "machine.h"
 #include "openmp.h"
 
 namespace nb = nanobind;
@@ -29,27 +31,17 @@ using namespace nb::literals;
 namespace groupnorm::python {
 namespace {
 
-template <class Enum, std::size_t count>
-using Names = std::array<std::pair<std::string_view, Enum>, count>;
-
-constexpr Names<DType, 4> kDTypes{
-    {{"f32", DType::f32}, {"f64", DType::f64}, {"f16", DType::f16}, {"bf16", DType::bf16}}};
-constexpr Names<Layout, 2> kLayouts{
-    {{"channels_first", Layout::channels_first}, {"channels_last", Layout::channels_last}}};
-constexpr Names<Activation, 6> kActivations{{{"none", Activation::none},
-                                             {"relu", Activation::relu},
-                                             {"silu", Activation::silu},
-                                             {"gelu", Activation::gelu},
-                                             {"gelu_tanh", Activation::gelu_tanh},
-                                             {"hard_swish", Activation::hard_swish}}};
-
 // The enumerator called `name`; else ValueError with the rule.
-template <class Enum, std::size_t count>
-Enum find(const Names<Enum, count>& names, const std::string& name, Status rule) {
-  for (const auto& [known, value] : names) {
-    if (known == name) return value;
-  }
+template <class Enum>
+Enum find(const std::string& name, Status rule) {
+  if (const std::optional<Enum> value = from_string<Enum>(name)) return *value;
   throw nb::value_error((std::string(status_string(rule)) + "; got '" + name + "'").c_str());
+}
+
+// The names of an enumeration, as a tuple.
+template <class Enum, std::size_t count>
+nb::tuple names(const std::array<Named<Enum>, count>& rows) {
+  return std::apply([](const auto&... row) { return nb::make_tuple(row.name...); }, rows);
 }
 
 [[noreturn]] void refuse(Status status, const Spec& spec) {
@@ -191,10 +183,10 @@ Plan make_plan(std::int64_t n, std::int64_t c, std::int64_t s, std::int64_t exam
                bool center, bool given_statistics, std::int64_t param_stride) {
   const Spec spec{.shape = {n, c, s},
                   .block = {examples, channels},
-                  .layout = find(kLayouts, layout, Status::unknown_layout),
-                  .data = find(kDTypes, data, Status::unknown_data),
-                  .param = find(kDTypes, param, Status::unknown_param),
-                  .activation = find(kActivations, activation, Status::unknown_activation),
+                  .layout = find<Layout>(layout, Status::unknown_layout),
+                  .data = find<DType>(data, Status::unknown_data),
+                  .param = find<DType>(param, Status::unknown_param),
+                  .activation = find<Activation>(activation, Status::unknown_activation),
                   .center = center,
                   .given_statistics = given_statistics,
                   .correction = correction,
@@ -342,6 +334,24 @@ NB_MODULE(_core, module) {
         return target == nullptr ? std::nullopt : std::optional<std::string>(target);
       },
       "What runs; None where GROUPNORM_TARGET names no available target.");
+  module.def(
+      "caches",
+      [] {
+        const auto found = groupnorm::detail::caches();
+        return std::map<std::string, std::size_t>{
+            {"l1d", found.l1d}, {"l2", found.l2}, {"l3", found.l3}};
+      },
+      "Bytes of the data caches of a core: l1d, l2, l3; 0 where they are not known.");
+  module.def("allowed_memory", &groupnorm::detail::allowed_memory,
+             "Bytes that this process may still take; infinity where the system does not say.");
+  module.def("rotating_sets", &groupnorm::detail::rotating_sets, "set_bytes"_a, "memory"_a,
+             "How many sets of buffers to go round, so that each has left the caches at its turn.");
+  module.def("format_bytes", &groupnorm::detail::format_bytes, "bytes"_a,
+             "As \"512 KB\" or \"1.6 GB\", in powers of 1024.");
+  module.def("processor", &groupnorm::detail::processor, "Its model, or \"unknown\".");
+  module.attr("DTYPES") = gp::names(groupnorm::kDTypes);
+  module.attr("LAYOUTS") = gp::names(groupnorm::kLayouts);
+  module.attr("ACTIVATIONS") = gp::names(groupnorm::kActivations);
   module.def(
       "version", [] { return std::string(GROUPNORM_VERSION); }, "Of this package.");
 }

@@ -34,18 +34,15 @@ def blocks_of(norm, shape, groups):
     }[norm]()
 
 
-def activate(name, z):
-    erf = numpy.vectorize(math.erf, otypes=[numpy.float64])
-    return {
-        "none": lambda: z,
-        "relu": lambda: numpy.maximum(z, 0),
-        "silu": lambda: z / (1 + numpy.exp(-z)),
-        "gelu": lambda: z / 2 * (1 + erf(z / math.sqrt(2))),
-        "gelu_tanh": lambda: (
-            z / 2 * (1 + numpy.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
-        ),
-        "hard_swish": lambda: z * numpy.clip(z + 3, 0, 6) / 6,
-    }[name]()
+_erf = numpy.vectorize(math.erf, otypes=[numpy.float64])
+ACTIVATIONS = {
+    "none": lambda z: z,
+    "relu": lambda z: numpy.maximum(z, 0),
+    "silu": lambda z: z / (1 + numpy.exp(-z)),
+    "gelu": lambda z: z / 2 * (1 + _erf(z / math.sqrt(2))),
+    "gelu_tanh": lambda z: z / 2 * (1 + numpy.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))),
+    "hard_swish": lambda z: z * numpy.clip(z + 3, 0, 6) / 6,
+}
 
 
 def normalize(
@@ -74,5 +71,5 @@ def normalize(
         y = y * numpy.atleast_2d(gamma).astype(numpy.float64)[:, :, None]
     if beta is not None:
         y = y + numpy.atleast_2d(beta).astype(numpy.float64)[:, :, None]
-    y = activate(activation, y)
+    y = ACTIVATIONS[activation](y)
     return from_ncs(y, x.shape, layout), mean[:, 0, :, 0, 0], rstd[:, 0, :, 0, 0]

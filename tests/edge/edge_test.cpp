@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "cases.h"
+#include "testing/cases.h"
 
 namespace groupnorm::testing {
 namespace {

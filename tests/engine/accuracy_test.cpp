@@ -20,7 +20,7 @@ Case block_case(std::int64_t channels, std::int64_t positions, Layout layout, do
 }
 
 void expect_accurate(const Case& c, const char* target, std::uint64_t seed) {
-  SCOPED_TRACE(c.name + ", " + name_of(kLayouts, c.spec.layout) + ", seed " + std::to_string(seed));
+  SCOPED_TRACE(c.name + ", " + to_string(c.spec.layout) + ", seed " + std::to_string(seed));
   Data data = make_data(c, seed);
   const detail::ReferenceResult expected = detail::reference_forward(c.spec, data.forward);
   run(make_plan(c.spec, target), data.forward, pool());
@@ -55,7 +55,7 @@ TEST_P(Accuracy, ShortRows) {
     for (const std::int64_t length : {2, 3, 4, 5, 7, 8, 9, 15, 17, 31, 49, 100, 127}) {
       for (const std::int64_t channels : {9, 70}) {  // few blocks of a batch, and one by one
         Case c{.name = std::to_string(channels) + " rows of " + std::to_string(length) + ", " +
-                       name_of(kDTypes, types.data),
+                       to_string(types.data),
                .spec = group_spec({2, 18 * channels, length}, 18)};
         c.spec.data = types.data;
         c.spec.param = types.param;
@@ -91,7 +91,7 @@ TEST_P(Accuracy, NumbersOnAGrid) {
     }
     const std::vector<float> y = normalized(spec, x, target());
     const auto expected = detail::reference_forward(spec, {.x = x.data()});
-    EXPECT_TRUE(within(compare(spec, expected, y.data()), 3)) << name_of(kLayouts, layout);
+    EXPECT_TRUE(within(compare(spec, expected, y.data()), 3)) << to_string(layout);
   }
 }
 

@@ -45,8 +45,8 @@ void expect_close(Activation activation, const char* target) {
     const double expected = detail::reference_activation(activation, z);
     const double unit = static_cast<double>(std::numeric_limits<T>::epsilon()) * (1 + std::fabs(z));
     ASSERT_LE(std::fabs(static_cast<double>(y[i]) - expected), 2 * unit)
-        << name_of(kActivations, activation) << "(" << z << "), element " << i << ": expected "
-        << expected << ", got " << y[i];
+        << to_string(activation) << "(" << z << "), element " << i << ": expected " << expected
+        << ", got " << y[i];
   }
 }
 

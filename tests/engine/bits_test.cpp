@@ -13,7 +13,7 @@ INSTANTIATE_TEST_SUITE_P(Targets, Bits, ::testing::ValuesIn(targets()), target_n
 constexpr std::uint64_t kSeed = 1;
 
 std::string place(const Case& c) {
-  return c.name + ", " + name_of(kLayouts, c.spec.layout) + ", seed " + std::to_string(kSeed);
+  return c.name + ", " + to_string(c.spec.layout) + ", seed " + std::to_string(kSeed);
 }
 
 // Of every case but those that differ by nothing a schedule sees.
@@ -122,9 +122,8 @@ TEST_P(Bits, StreamingStores) {
     const Shape shape{(std::int64_t{1} << 16) / s + 1, 32, s};
     for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
       for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
-        Case c{
-            .name = std::string("large, ") + name_of(kDTypes, dtype) + ", s " + std::to_string(s),
-            .spec = group_spec(shape, 8, layout)};
+        Case c{.name = std::string("large, ") + to_string(dtype) + ", s " + std::to_string(s),
+               .spec = group_spec(shape, 8, layout)};
         c.spec.data = dtype;
         Data large = make_data(c, kSeed);
         run(make_plan(c.spec, target()), large.forward, backwards(2));

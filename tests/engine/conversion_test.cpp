@@ -100,7 +100,7 @@ TEST_P(Conversion, NotANumberWhateverItsBits) {
                                       .given_rstd = &rstd});
       for (std::size_t i = 0; i < y.size(); ++i) {
         ASSERT_TRUE(std::isnan(to_float(y[i])))
-            << name_of(kLayouts, layout) << ", the NaN is argument " << which << ", element " << i;
+            << to_string(layout) << ", the NaN is argument " << which << ", element " << i;
       }
     }
   }

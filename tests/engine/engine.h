@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "cases.h"
+#include "testing/cases.h"
 
 namespace groupnorm::testing {
 

@@ -50,8 +50,8 @@ TEST_P(Extreme, LargestFiniteInputs) {
     for (const Shape& shape : kShapes) {
       for (const Layout layout : kBothLayouts) {
         const Spec spec = spec_of(format.dtype, shape, 2, layout);
-        SCOPED_TRACE(std::string(name_of(kDTypes, format.dtype)) + ", " +
-                     name_of(kLayouts, layout) + ", c " + std::to_string(shape.c) + ", seed 5");
+        SCOPED_TRACE(std::string(to_string(format.dtype)) + ", " + to_string(layout) + ", c " +
+                     std::to_string(shape.c) + ", seed 5");
         Tensor x(spec), y(spec);
         std::mt19937_64 generator(5);
         std::uniform_real_distribution<double> uniform(-1, 1);
@@ -80,7 +80,7 @@ TEST_P(Extreme, SmallestInputs) {
     }
     const std::vector<float> y = normalized(spec, x, target());
     const auto expected = detail::reference_forward(spec, {.x = x.data()});
-    EXPECT_TRUE(within(compare(spec, expected, y.data()), 3)) << name_of(kLayouts, layout);
+    EXPECT_TRUE(within(compare(spec, expected, y.data()), 3)) << to_string(layout);
   }
 }
 
@@ -98,10 +98,9 @@ TEST_P(Extreme, EveryMagnitude) {
             Spec spec = spec_of(dtype, shape, 2, layout);
             spec.eps = eps;
             spec.activation = Activation::gelu;
-            SCOPED_TRACE(std::string(name_of(kDTypes, dtype)) + ", " + name_of(kLayouts, layout) +
-                         ", c " + std::to_string(shape.c) + ", s " + std::to_string(shape.s) +
-                         ", eps " + std::to_string(eps) + ", size " + std::to_string(size) +
-                         ", seed 7");
+            SCOPED_TRACE(std::string(to_string(dtype)) + ", " + to_string(layout) + ", c " +
+                         std::to_string(shape.c) + ", s " + std::to_string(shape.s) + ", eps " +
+                         std::to_string(eps) + ", size " + std::to_string(size) + ", seed 7");
             Tensor x(spec), y(spec);
             Spec of_param = spec;
             of_param.shape = {1, shape.c, 1};
@@ -155,9 +154,8 @@ TEST_P(Extreme, ConstantBlockIsExactlyBeta) {
     for (const Layout layout : kBothLayouts) {
       for (const double eps : {1e-5, 0.0}) {
         for (const double value : {0.0, 0.1, -12345.678, format.largest}) {
-          SCOPED_TRACE(std::string(name_of(kDTypes, format.dtype)) + ", " +
-                       name_of(kLayouts, layout) + ", value " + std::to_string(value) + ", eps " +
-                       std::to_string(eps));
+          SCOPED_TRACE(std::string(to_string(format.dtype)) + ", " + to_string(layout) +
+                       ", value " + std::to_string(value) + ", eps " + std::to_string(eps));
           Spec spec = spec_of(format.dtype, {2, 6, 1001}, 2, layout);
           spec.eps = eps;
           Tensor x(spec), y(spec);
@@ -198,10 +196,9 @@ void expect_poisoned_alone(const char* target, const Spec& spec, double poison) 
   std::vector<double> mean(8), rstd(8);
   run(make_plan(spec, target),
       {.x = x.bytes.data(), .y = y.bytes.data(), .mean = mean.data(), .rstd = rstd.data()});
-  const std::string where = std::string(name_of(kDTypes, spec.data)) + ", " +
-                            name_of(kLayouts, spec.layout) + ", s " + std::to_string(s) +
-                            (spec.center ? "" : ", rms") + ", seed 6, poison " +
-                            std::to_string(poison);
+  const std::string where = std::string(to_string(spec.data)) + ", " + to_string(spec.layout) +
+                            ", s " + std::to_string(s) + (spec.center ? "" : ", rms") +
+                            ", seed 6, poison " + std::to_string(poison);
   for (std::int64_t i = 0; i < y.count; ++i) {
     const std::int64_t in_example = i % (c * s);
     const std::int64_t channel =

@@ -14,30 +14,29 @@
 #include <string>
 #include <vector>
 
-#include "cases.h"
 #include "reference.h"
+#include "testing/cases.h"
 
 namespace groupnorm::testing {
 namespace {
 
-template <class Names>
-auto value_of(const Names& names, const std::string& name) {
-  const auto found = std::find_if(std::begin(names), std::end(names),
-                                  [&](const auto& named) { return named.name == name; });
-  if (found == std::end(names)) throw std::invalid_argument(name);
-  return *found;
+Norm norm_of(const std::string& name) {
+  for (const Norm& norm : norms()) {
+    if (norm.name == name) return norm;
+  }
+  throw std::invalid_argument(name);
 }
 
 Spec parse(const std::vector<std::string>& arguments) {
-  const Norm norm = value_of(norms(), arguments.at(0));
+  const Norm norm = norm_of(arguments.at(0));
   const std::optional<Shape> shape = parse_shape(arguments.at(2));
   if (!shape) throw std::invalid_argument(arguments.at(2));
   return {.shape = *shape,
           .block = norm.block(*shape, std::stoll(arguments.at(1))),
-          .layout = value_of(kLayouts, arguments.at(3)).value,
+          .layout = from_string<Layout>(arguments.at(3)).value(),
           .data = DType::f64,
           .param = DType::f64,
-          .activation = value_of(kActivations, arguments.at(4)).value,
+          .activation = from_string<Activation>(arguments.at(4)).value(),
           .center = norm.center,
           .correction = std::stoi(arguments.at(5)),
           .eps = std::stod(arguments.at(6)),

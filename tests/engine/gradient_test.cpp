@@ -32,7 +32,7 @@ void backward(const Plan& plan, const Backward& args, const Executor& executor =
 }
 
 std::string place(const Case& c) {
-  return c.name + ", " + name_of(kLayouts, c.spec.layout) + ", seed " + std::to_string(kSeed);
+  return c.name + ", " + to_string(c.spec.layout) + ", seed " + std::to_string(kSeed);
 }
 
 void expect_within_bound(const Spec& spec, const ReferenceGradient& expected,
@@ -70,7 +70,7 @@ TEST_P(Gradient, AnyMeanAnySize) {
         for (const Activation activation : {Activation::none, Activation::gelu}) {
           Case c{.name = std::to_string(size.channels) + " channels x " +
                          std::to_string(size.positions) + " positions, mean " +
-                         std::to_string(mean) + ", " + name_of(kActivations, activation),
+                         std::to_string(mean) + ", " + to_string(activation),
                  .spec = group_spec({1, 2 * size.channels, size.positions}, 2, layout),
                  .mean = mean};
           c.spec.activation = activation;
@@ -85,7 +85,7 @@ TEST_P(Gradient, AnyMeanAnySize) {
 TEST_P(Gradient, ShortRows) {
   for (const DType dtype : {DType::f32, DType::f64, DType::bf16, DType::f16}) {
     for (const std::int64_t length : {2, 3, 4, 5, 7, 8, 9, 15, 17, 31, 49, 127}) {
-      Case c{.name = "9 rows of " + std::to_string(length) + ", " + name_of(kDTypes, dtype),
+      Case c{.name = "9 rows of " + std::to_string(length) + ", " + to_string(dtype),
              .spec = group_spec({2, 18, length}, 2),
              .mean = 10};
       c.spec.data = c.spec.param = dtype;
@@ -110,7 +110,7 @@ TEST_P(Gradient, RunsInTiles) {
     for (const DType dtype : {DType::f32, DType::bf16}) {
       for (const Activation activation : {Activation::silu, Activation::gelu}) {
         Case c{.name = std::to_string(shape.n) + "x" + std::to_string(shape.c) + ", " +
-                       std::to_string(groups) + " groups, " + name_of(kDTypes, dtype),
+                       std::to_string(groups) + " groups, " + to_string(dtype),
                .spec = group_spec(shape, groups),
                .mean = 1e2};
         c.spec.data = dtype;
@@ -257,7 +257,7 @@ TEST_P(Gradient, AnExampleAloneOrInABatch) {
 TEST_P(Gradient, StreamingStores) {
   for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
     for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
-      Case c{.name = std::string("large, ") + name_of(kDTypes, dtype),
+      Case c{.name = std::string("large, ") + to_string(dtype),
              .spec = group_spec({16, 32, 64 * 64 + 3}, 8, layout)};
       c.spec.data = dtype;
       GradientData data = make_gradient_data(c, kSeed);
@@ -453,11 +453,11 @@ TEST_P(Gradient, ExtremeInputs) {
       for (const auto& layout : kLayouts) {
         for (const Activation activation : {Activation::none, Activation::silu}) {
           for (const double eps : {1e-5, 0.0}) {
-            Case c{.name = std::string(name_of(kDTypes, sizes.dtype)) + ", x " +
+            Case c{.name = std::string(to_string(sizes.dtype)) + ", x " +
                            std::to_string(std::log2(sizes.x)) + ", dy " +
                            std::to_string(std::log2(sizes.dy)) + " (log2), c " +
-                           std::to_string(shape.c) + ", " + name_of(kActivations, activation) +
-                           ", eps " + std::to_string(eps),
+                           std::to_string(shape.c) + ", " + to_string(activation) + ", eps " +
+                           std::to_string(eps),
                    .spec = typed(shape, 2, layout.value, sizes.dtype)};
             c.spec.activation = activation;
             c.spec.eps = eps;
@@ -488,7 +488,7 @@ void expect_finite_where(const std::vector<double>& expected, DType dtype, const
 // One NaN or infinity in group 0 of example 1. Of dx it reaches this block, all of it and nothing
 // else; of dgamma and dbeta what the reference says, and no other channels than the block's.
 void expect_contained(const Spec& spec, Poisoned tensor, double poison, const char* target) {
-  const Case c{.name = std::string(name_of(kDTypes, spec.data)) + ", " +
+  const Case c{.name = std::string(to_string(spec.data)) + ", " +
                        (tensor == Poisoned::x ? "x " : "dy ") + std::to_string(poison),
                .spec = spec};
   SCOPED_TRACE(place(c));
@@ -536,8 +536,7 @@ TEST_P(Gradient, NotANumberStaysInItsBlock) {
 void expect_inside(const Spec& spec, const char* target, Side side) {
   const Case c{.name = "guarded " + std::to_string(spec.shape.n) + "x" +
                        std::to_string(spec.shape.c) + "x" + std::to_string(spec.shape.s) + ", " +
-                       name_of(kDTypes, spec.data) +
-                       (side == Side::behind ? ", behind" : ", before"),
+                       to_string(spec.data) + (side == Side::behind ? ", behind" : ", before"),
                .spec = spec};
   GradientData plain = make_gradient_data(c, kSeed);
   const Plan plan = make_plan(spec, target);

@@ -45,9 +45,9 @@ void expect_inside(const Spec& spec, const char* target, Side side) {
 }
 
 void expect_inside_both(const Spec& spec, const char* target) {
-  SCOPED_TRACE(std::string(name_of(kDTypes, spec.data)) + ", " + name_of(kLayouts, spec.layout) +
-               ", n " + std::to_string(spec.shape.n) + ", c " + std::to_string(spec.shape.c) +
-               ", s " + std::to_string(spec.shape.s) + ", seed " + std::to_string(kSeed));
+  SCOPED_TRACE(std::string(to_string(spec.data)) + ", " + to_string(spec.layout) + ", n " +
+               std::to_string(spec.shape.n) + ", c " + std::to_string(spec.shape.c) + ", s " +
+               std::to_string(spec.shape.s) + ", seed " + std::to_string(kSeed));
   expect_inside(spec, target, Side::behind);
   expect_inside(spec, target, Side::before);
 }
@@ -100,7 +100,7 @@ TEST_P(Guard, Misaligned) {
     Data aligned = make_data(c, kSeed);
     run(plan, aligned.forward);
     for (const std::size_t shift : {1U, 3U, 5U}) {
-      SCOPED_TRACE(std::string(name_of(kLayouts, layout)) + ", by " + std::to_string(shift) +
+      SCOPED_TRACE(std::string(to_string(layout)) + ", by " + std::to_string(shift) +
                    " elements, seed " + std::to_string(kSeed));
       const std::size_t bytes = aligned.x.size(), offset = shift * sizeof(float);
       Buffer x(bytes + 64), y(bytes + 64);

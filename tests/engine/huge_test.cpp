@@ -37,7 +37,7 @@ TEST(Huge, MoreThanTwoToThe31) {
     for (std::size_t i = 0; i < x.size(); ++i) {
       if (detail::to_float(x[i]) != static_cast<float>(sign(i))) ++wrong;
     }
-    EXPECT_EQ(wrong, 0) << name_of(kLayouts, layout);
+    EXPECT_EQ(wrong, 0) << to_string(layout);
   }
 }
 

@@ -15,7 +15,7 @@ void expect_within_promise(const Spec& spec, const std::vector<float>& x, const 
   const std::vector<float> y = normalized(spec, x, target);
   const auto expected = detail::reference_forward(spec, {.x = x.data()});
   EXPECT_TRUE(within(compare(spec, expected, y.data()), 3))
-      << what << ", " << name_of(kLayouts, spec.layout);
+      << what << ", " << to_string(spec.layout);
 }
 
 std::vector<float> noise(std::size_t count, double mean, double deviation) {

@@ -406,5 +406,32 @@ TEST(Validate, EveryStatusHasItsWords) {
   EXPECT_STREQ(status_string(static_cast<Status>(200)), "unknown status");
 }
 
+// The enumerators lie in the order of their values; a name leads back to its value alone.
+template <class Enum, std::size_t count>
+void expect_names(const std::array<Named<Enum>, count>& names) {
+  for (std::size_t i = 0; i < count; ++i) {
+    const auto value = static_cast<Enum>(i);
+    EXPECT_EQ(names[i].value, value) << names[i].name;
+    EXPECT_STREQ(to_string(value), names[i].name);
+    EXPECT_EQ(from_string<Enum>(names[i].name), value) << names[i].name;
+    EXPECT_EQ(from_string<Enum>(std::string(names[i].name) + " "), std::nullopt) << names[i].name;
+  }
+  EXPECT_STREQ(to_string(static_cast<Enum>(count)), "unknown");
+  EXPECT_EQ(from_string<Enum>(""), std::nullopt);
+  EXPECT_EQ(from_string<Enum>("unknown"), std::nullopt);
+}
+
+TEST(Validate, NamesAndValuesAreOneTable) {
+  expect_names(kDTypes);
+  expect_names(kLayouts);
+  expect_names(kActivations);
+  static_assert(from_string<Activation>("gelu_tanh") == Activation::gelu_tanh);
+  EXPECT_STREQ(status_string(Status::unknown_data), "data: must be f32, f64, f16 or bf16");
+  EXPECT_STREQ(status_string(Status::unknown_layout),
+               "layout: must be channels_first or channels_last");
+  EXPECT_STREQ(status_string(Status::unknown_activation),
+               "activation: must be none, relu, silu, gelu, gelu_tanh or hard_swish");
+}
+
 }  // namespace
 }  // namespace groupnorm::testing

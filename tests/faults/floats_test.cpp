@@ -124,7 +124,7 @@ TEST_P(Floats, SameBitsInEveryMode) {
     ASSERT_EQ(plan.backward(expected_gradient.backward, workspace, pool(2)), Status::ok);
     for (const Mode& mode : kModes) {
       for (std::size_t e = 0; e < std::size(executors); ++e) {
-        const std::string place = c.name + " " + name_of(kLayouts, c.spec.layout) + " dtype " +
+        const std::string place = c.name + " " + to_string(c.spec.layout) + " dtype " +
                                   std::to_string(static_cast<int>(c.spec.data)) + ", seed " +
                                   std::to_string(kSeed) + ", " + mode.name + ", executor " +
                                   std::to_string(e);

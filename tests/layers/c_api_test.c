@@ -160,6 +160,37 @@ static void test_status_strings(void) {
   }
 }
 
+static void test_names(void) {
+  typedef const char* (*name_of)(int32_t);
+  typedef int (*from_name)(const char*, int32_t*);
+  const struct {
+    name_of name;
+    from_name find;
+    int32_t count;
+  } tables[] = {{gn_dtype_name, gn_dtype_from_name, GN_DTYPE_BF16 + 1},
+                {gn_layout_name, gn_layout_from_name, GN_LAYOUT_CHANNELS_LAST + 1},
+                {gn_activation_name, gn_activation_from_name, GN_ACTIVATION_HARD_SWISH + 1}};
+  for (size_t i = 0; i < sizeof tables / sizeof *tables; ++i) {
+    int32_t value = 0;
+    for (; tables[i].name(value) != NULL; ++value) {
+      int32_t found = -1;
+      CHECK(tables[i].find(tables[i].name(value), &found) == 1 && found == value);
+    }
+    CHECK(value == tables[i].count);
+    const int32_t none[] = {-1, value, 255, 256, INT32_MAX, INT32_MIN};
+    for (size_t j = 0; j < sizeof none / sizeof *none; ++j) CHECK(tables[i].name(none[j]) == NULL);
+    const char* const unknown[] = {"", "F32", "silu ", "unknown", NULL};
+    for (size_t j = 0; j < sizeof unknown / sizeof *unknown; ++j) {
+      int32_t kept = 77;
+      CHECK(tables[i].find(unknown[j], &kept) == 0 && kept == 77);
+    }
+    CHECK(tables[i].find(tables[i].name(0), NULL) == 0);
+  }
+  CHECK(strcmp(gn_dtype_name(GN_DTYPE_BF16), "bf16") == 0);
+  CHECK(strcmp(gn_layout_name(GN_LAYOUT_CHANNELS_LAST), "channels_last") == 0);
+  CHECK(strcmp(gn_activation_name(GN_ACTIVATION_GELU_TANH), "gelu_tanh") == 0);
+}
+
 static void test_forward(void) {
   const float gamma[kC] = {1, 2, -0.5F, 3}, beta[kC] = {0, 1, -1, 0.25F};
   float x[kSize], y[kSize];
@@ -671,6 +702,7 @@ int main(void) {
   test_suggested_groups();
   test_targets();
   test_defaults();
+  test_names();
   test_status_strings();
   test_forward();
   test_options_arrive();

@@ -18,9 +18,9 @@
 #include <utility>
 #include <vector>
 
-#include "cases.h"
 #include "dtype.h"
 #include "reference.h"
+#include "testing/cases.h"
 #include "throws.h"
 
 namespace groupnorm::testing {
@@ -217,9 +217,8 @@ TEST_P(EveryLayer, IsItsBlock) {
   for (const DType dtype : {DType::f32, DType::f64, DType::f16, DType::bf16}) {
     for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
       for (const auto& shape : {std::vector<std::int64_t>{4, 6}, {4, 6, 35}, {2, 6, 3, 4, 5}}) {
-        SCOPED_TRACE(std::string(detail::name_of(dtype)) + ", rank " +
-                     std::to_string(shape.size()) + ", layout " +
-                     std::to_string(static_cast<int>(layout)));
+        SCOPED_TRACE(std::string(to_string(dtype)) + ", rank " + std::to_string(shape.size()) +
+                     ", layout " + std::to_string(static_cast<int>(layout)));
         const auto layer = this->layer();
         const Tensor x = random_tensor(shape, dtype, layout);
         const Tensor y = layer->forward(x);
@@ -334,9 +333,8 @@ TEST_P(EveryLayer, BackwardIsItsGradient) {
   for (const DType dtype : {DType::f32, DType::f64, DType::f16, DType::bf16}) {
     for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
       for (const auto& shape : {std::vector<std::int64_t>{4, 6}, {4, 6, 35}, {2, 6, 3, 4, 5}}) {
-        SCOPED_TRACE(std::string(detail::name_of(dtype)) + ", rank " +
-                     std::to_string(shape.size()) + ", layout " +
-                     std::to_string(static_cast<int>(layout)));
+        SCOPED_TRACE(std::string(to_string(dtype)) + ", rank " + std::to_string(shape.size()) +
+                     ", layout " + std::to_string(static_cast<int>(layout)));
         const auto layer = this->layer();
         const Tensor x = random_tensor(shape, dtype, layout), dy = random_like(x);
         layer->forward(x);

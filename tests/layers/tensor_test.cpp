@@ -150,8 +150,8 @@ TEST(Tensor, MeanAndVarAreThoseOfTheDefinition) {
     for (std::int64_t i = 0; i < 6; ++i) {
       detail::store_element(dtype, y.data(), i, static_cast<double>(i + 1));
     }
-    EXPECT_DOUBLE_EQ(y.mean(), 3.5) << detail::name_of(dtype);
-    EXPECT_DOUBLE_EQ(y.var(), 35.0 / 12) << detail::name_of(dtype);
+    EXPECT_DOUBLE_EQ(y.mean(), 3.5) << to_string(dtype);
+    EXPECT_DOUBLE_EQ(y.var(), 35.0 / 12) << to_string(dtype);
   }
 }
 

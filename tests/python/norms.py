@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import hypothesis
 import numpy
 
+import groupnorm
+
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "cli"))
 
 import numpy_norms
@@ -20,8 +22,8 @@ EPS64 = 2.0**-52
 HALF_STEP = {"float16": (2.0**-11, 2.0**-25), "bfloat16": (2.0**-8, 2.0**-134)}
 # The most by which an activation enlarges an error of its argument (docs/mathematics.md).
 SLOPE = {"none": 1, "relu": 1, "silu": 1.1, "gelu": 1.13, "gelu_tanh": 1.13, "hard_swish": 1.5}
-ACTIVATIONS = list(SLOPE)
-LAYOUTS = ["channels_first", "channels_last"]
+ACTIVATIONS = list(groupnorm.ACTIVATIONS)
+LAYOUTS = list(groupnorm.LAYOUTS)
 
 
 def dtypes():
@@ -78,7 +80,7 @@ def exact(
     options = {"norm": norm, "groups": groups, "eps": eps, "correction": correction}
     scaled, mean, rstd = numpy_norms.normalize(x, gamma=weight, layout=layout, **options)
     z, _, _ = numpy_norms.normalize(x, gamma=weight, beta=bias, layout=layout, **options)
-    y = numpy_norms.activate(activation or "none", z)
+    y = numpy_norms.ACTIVATIONS[activation or "none"](z)
     unit = 1 + abs(scaled) + abs(z - scaled)
     return Exact(
         y.reshape(shape), unit.reshape(shape), mean.reshape(statistics), rstd.reshape(statistics)

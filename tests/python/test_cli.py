@@ -3,7 +3,6 @@
 import dataclasses
 import gzip
 import json
-import math
 import os
 import signal
 import stat
@@ -18,7 +17,7 @@ import numpy_norms
 import pytest
 
 import groupnorm
-from groupnorm._cli import bench, contest, files, machine, main, oracle, report, tensor
+from groupnorm._cli import bench, contest, files, main, oracle, report, tensor
 
 LAYOUTS = norms.LAYOUTS
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -958,25 +957,6 @@ def test_bench_takes_no_more_than_a_limited_memory_has(monkeypatch):
     monkeypatch.setattr(contest, "allowed_memory", lambda: 64 << 20)
     assert contest.sets_of(1 << 20, hot=False) == 32
     assert contest.sets_of(1 << 25, hot=False) == 1
-
-
-def test_memory_of_control_groups(tmp_path):
-    """Of its own group and those around it, less what they have taken."""
-
-    def write(name, text):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-    assert machine._cgroup_memory(tmp_path) == math.inf
-    write("proc/self/cgroup", "0::/a/b\n")
-    write("sys/fs/cgroup/a/b/memory.max", "max\n")
-    write("sys/fs/cgroup/a/memory.max", "1000\n")
-    write("sys/fs/cgroup/a/memory.stat", "inactive_anon 3\nanon 10\n")
-    assert machine._cgroup_memory(tmp_path) == 990
-    write("proc/self/cgroup", "5:cpuset:/\n4:memory:/job\n")
-    write("sys/fs/cgroup/memory/job/memory.limit_in_bytes", "777\n")
-    assert machine._cgroup_memory(tmp_path) == 777
 
 
 def test_a_small_address_space(good):

@@ -18,7 +18,7 @@ def _parser() -> Parser:
     parser = Parser(
         prog="groupnorm",
         description="Group normalization and its family on CPUs.",
-        epilog="Exit status: 0 done, 1 a result is wrong (bench), 2 a bad command line or file.",
+        epilog="Exit status: 0 success, 1 a result is wrong (bench), 2 an invalid command line or file.",
     )
     parser.add_argument("--version", action="version", version=groupnorm.__version__)
     commands = parser.add_subparsers(

@@ -11,8 +11,8 @@ from typing import Any
 
 import groupnorm
 
+from .._core import LAYOUTS
 from .command import (
-    LAYOUTS,
     OK,
     WRONG_RESULT,
     BadInput,
@@ -58,49 +58,62 @@ def _shape(text: str) -> tuple[int, ...]:
 def add_to(commands: Any) -> None:
     parser = commands.add_parser(
         "bench",
-        help="time group normalization on the shapes of real models against torch and the copy",
-        description="Check group normalization on the shapes of real models against float64, then "
-        "time it in turns with torch and with a copy of the same bytes, on random data: the median "
-        "and the 99th percentile of single calls. Inputs and results rotate through 4 times the "
-        "last-level cache, 256 MB at least (4096 buffers at most, and half of the memory that the "
-        "process may have). Results are allocated by each "
-        "call, from memory that earlier ones have freed.",
+        help="time group normalization on shapes of real models, beside torch or NumPy",
+        description="Check group normalization on shapes of real models against float64, then time "
+        "it on random data, in turns with torch (or NumPy) and with a copy of the same bytes. Prints "
+        "the median and the 99th percentile of single calls. Buffers rotate through 4 times the "
+        "last-level cache, at least 256 MB, at most 4096 buffers and half of the memory that the "
+        "process may use. Each call allocates its result, from memory that earlier calls freed. "
+        "`groupnorm bench`, the C++ command, times the engine alone.",
     )
     add = parser.add_argument
-    add("--shape", type=_shape, help="this shape alone: sizes as in 2x320x64x64, N and C first")
+    add("--shape", type=_shape, help="time this shape only: sizes as in 2x320x64x64, N and C first")
     add(
         *("--groups", "-g"),
         type=whole_number(),
         metavar="G",
-        help="of --shape; default: as suggest_groups says",
+        help="number of groups of --shape; default: what suggest_groups returns",
     )
-    add("--dtype", choices=_BYTES, default="f32", help="default: f32")
+    add("--dtype", choices=_BYTES, default="f32", help="dtype of x and y; default: f32")
     add(
         "--layout",
         choices=LAYOUTS,
         default=LAYOUTS[0],
         metavar="LAYOUT",
-        help="channels_first or channels_last, of torch a memory format; default: channels_first",
+        help="channels_first or channels_last (a memory format in torch); default: channels_first",
     )
     add_activation(parser)
-    add("--backward", action="store_true", help="forward and backward, to dx, dgamma and dbeta")
-    add("--hot", action="store_true", help="one buffer that stays where it is, not rotating")
-    add("--compile", action="store_true", help="torch.compile as well, which takes its time")
+    add(
+        "--backward", action="store_true", help="time forward and backward, to dx, dgamma and dbeta"
+    )
+    add(
+        "--hot",
+        action="store_true",
+        help="use one set of buffers, which stays in the caches, instead of rotating",
+    )
+    add(
+        "--compile", action="store_true", help="time torch.compile as well; compiling takes a while"
+    )
     add(
         "--api",
         choices=("torch", "numpy"),
-        help="whose arrays; numpy: against plain NumPy. Default: torch where it is installed",
+        help="library to compare with; default: torch if it is installed, else numpy",
     )
-    add_threads(parser, "as many as torch, or NumPy's functions here, take by themselves")
+    add_threads(parser, "the default of torch, or of this package with --api numpy")
     add(
         "--seconds",
         type=finite_number(0, 3600),
         metavar="S",
-        help=f"time for each shape after check and warm-up; default: {_SECONDS:g}",
+        help=f"seconds per shape, after the check and the warm-up; default: {_SECONDS:g}",
     )
-    add("--quick", action="store_true", help=f"a first look: --seconds {_QUICK_SECONDS:g}")
-    add("--json", action="store_true", help=f"an object a line: {' '.join(JSON_KEYS)}")
-    add("--plot", type=Path, metavar="FILE", help="draw the times to this .png (needs matplotlib)")
+    add("--quick", action="store_true", help=f"same as --seconds {_QUICK_SECONDS:g}")
+    add("--json", action="store_true", help=f"print one object per line: {' '.join(JSON_KEYS)}")
+    add(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="plot the times to this .png file (needs matplotlib)",
+    )
     parser.set_defaults(command=_bench)
 
 

@@ -11,12 +11,10 @@ from typing import Any, NoReturn
 
 import groupnorm
 
-from .machine import allowed_memory
+from .._core import ACTIVATIONS, allowed_memory, format_bytes
 
 OK, WRONG_RESULT, BAD_INPUT = 0, 1, 2
 
-LAYOUTS = ("channels_first", "channels_last")
-ACTIVATIONS = ("none", "relu", "silu", "gelu", "gelu_tanh", "hard_swish")
 MOST_THREADS = 1024
 
 
@@ -84,13 +82,13 @@ def add_activation(parser: argparse.ArgumentParser) -> None:
         choices=ACTIVATIONS,
         default="none",
         metavar="NAME",
-        help=f"applied to gamma * xhat + beta: one of {', '.join(ACTIVATIONS)}",
+        help=f"function applied to gamma * xhat + beta: one of {', '.join(ACTIVATIONS)}",
     )
 
 
 def add_threads(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
-        "--threads", type=threads, metavar="T", help=f"threads to use; without it {default}"
+        "--threads", type=threads, metavar="T", help=f"number of threads; default: {default}"
     )
 
 
@@ -119,15 +117,6 @@ def require_target() -> None:
 
 def format_shape(shape: Iterable[int]) -> str:
     return f"[{', '.join(map(str, shape))}]"
-
-
-def format_bytes(size: float) -> str:
-    units = ("B", "KB", "MB", "GB", "TB", "PB", "EB")
-    unit = 0
-    while size >= 1024 and unit + 1 < len(units):
-        size /= 1024
-        unit += 1
-    return f"{size:.1f} {units[unit]}" if size < 10 and unit > 0 else f"{size:.0f} {units[unit]}"
 
 
 def require_memory(needed: float, what: str) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .machine import allowed_memory, caches
+from .._core import allowed_memory, rotating_sets
 
 OURS, COPY = "ours", "copy"
 _WARM_US = 1000.0  # how long a contestant plays before the next one: what is its own is then warm
@@ -116,17 +116,11 @@ class Outcome:
 
 
 def sets_of(set_bytes: int, hot: bool) -> int:
-    """So many sets that together they are 4 times the last cache, and 256 MB.
+    """How many sets of `set_bytes` bytes a contest takes: one if they are to stay in the caches.
 
-    But no more than half of the memory that this process may have holds: one where two are too many.
+    Else as many as `groupnorm bench` takes, `_MOST_SETS` at most.
     """
-    if hot:
-        return 1
-    most = allowed_memory() / 2 / set_bytes
-    if most < 2:
-        return 1
-    wanted = max(4 * max(caches().values()), 256 << 20)
-    return int(min(max(2, -(-wanted // set_bytes)), most, _MOST_SETS))
+    return 1 if hot else min(rotating_sets(set_bytes, allowed_memory()), _MOST_SETS)
 
 
 class _Contestant:

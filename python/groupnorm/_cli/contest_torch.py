@@ -11,19 +11,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..torch import functional as ours
+from ..torch._ops import ACTIVATIONS
 from . import oracle
 from .contest import COPY, OURS, Arena, Case, Setting, sets_of
 
 _DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda z: z,
-    "relu": functional.relu,
-    "silu": functional.silu,
-    "gelu": functional.gelu,
-    "gelu_tanh": functools.partial(functional.gelu, approximate="tanh"),
-    "hard_swish": functional.hardswish,
-}
 
 _LINE = 64  # bytes, at a multiple of which a tensor begins
 
@@ -66,7 +58,7 @@ class _Data:
 def _functions(case: Case, setting: Setting) -> tuple[Function, Function]:
     """Ours and torch's."""
     groups, eps, activation = case.groups, setting.eps, setting.activation
-    activate = _ACTIVATIONS[activation]
+    activate = ACTIVATIONS[activation]
 
     def call_ours(x: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
         return ours.group_norm(x, groups, gamma, beta, eps, activation=activation)
@@ -112,7 +104,7 @@ def _forward_errors(
     gamma, beta = data.gamma.double().numpy(), data.beta.double().numpy()
 
     def activate(z: oracle.Float64) -> oracle.Float64:
-        y: oracle.Float64 = _ACTIVATIONS[setting.activation](torch.from_numpy(z)).numpy()
+        y: oracle.Float64 = ACTIVATIONS[setting.activation](torch.from_numpy(z)).numpy()
         return y
 
     for n in range(case.shape[0]):
@@ -136,7 +128,7 @@ def _gradients(
         rstd = (centred.square().mean() + setting.eps).rsqrt()
         xhat = centred * rstd
         z = xhat * leaves[1][:, None] + leaves[2][:, None]
-        y = _ACTIVATIONS[setting.activation](z)
+        y = ACTIVATIONS[setting.activation](z)
         *exact, dz = torch.autograd.grad(y, (*leaves, z), dy)
     scaled, terms = dz * gamma[:, None], dz * xhat
     dx_terms = scaled.abs() + scaled.mean().abs() + (xhat * (scaled * xhat).mean()).abs()

@@ -8,8 +8,8 @@ from typing import Any
 
 import groupnorm
 
-from .command import OK, format_bytes
-from .machine import caches
+from .._core import caches, format_bytes
+from .command import OK
 
 _PACKAGES = (
     *("numpy", "torch", "ml_dtypes"),
@@ -23,13 +23,13 @@ def add_to(commands: Any) -> None:
     parser = commands.add_parser(
         "info",
         help="version, instruction sets, threads, caches, packages",
-        description="Print the version, the instruction sets (targets) available and active, the "
-        "threads, the caches, and which packages that can be used are installed.",
+        description="Print the version, the instruction sets (targets) that this machine supports and "
+        "the one in use, the number of threads, the cache sizes, and the versions of optional packages.",
     )
     parser.add_argument(
         "--json",
         action="store_true",
-        help="one object: version targets target (null: GROUPNORM_TARGET is not available) threads "
+        help="print one object: version targets target (null: GROUPNORM_TARGET is not available) threads "
         "caches (bytes) packages (null: not installed)",
     )
     parser.set_defaults(command=_info)

@@ -15,20 +15,20 @@ from .pending import pending
 def add_to(commands: Any) -> None:
     parser = commands.add_parser(
         "onnx",
-        help="put our operators in place of the norms of an ONNX model",
-        description="Put operators of domain ai.groupnorm in place of the group normalizations of "
-        "an ONNX model, with the activations behind them, and say which and which not. ONNX "
-        "Runtime runs the result with the library that --library names, or without it.",
+        help="replace the norms of an ONNX model by operators of this package",
+        description="Replace the group normalizations of an ONNX model, and the activations that follow "
+        "them, by operators of domain ai.groupnorm, and report which were replaced and why others were "
+        "not. ONNX Runtime runs the result with the library that --library names, or without it.",
     )
     parser.add_argument("input", nargs="?", metavar="IN.onnx", help="the model")
     parser.add_argument("-o", "--output", metavar="OUT.onnx", help="the new model")
     parser.add_argument(
         "--no-fallback",
         action="store_true",
-        help="leave out the functions by which the result runs without the library",
+        help="omit the functions that let the result run without the library",
     )
     parser.add_argument(
-        "--library", action="store_true", help="print where the library lies, and do nothing else"
+        "--library", action="store_true", help="print the path of the library and exit"
     )
     parser.set_defaults(command=_onnx)
 

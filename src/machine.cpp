@@ -8,10 +8,9 @@
 #include <fstream>
 #include <limits>
 
-#include "bad_input.h"
 #include "cgroup.h"
 
-namespace groupnorm::tools {
+namespace groupnorm::detail {
 namespace {
 
 // Linux's description of cache `index` of core 0, into its place in `caches`.
@@ -72,7 +71,7 @@ double allowed_memory() {
   const auto pages = static_cast<double>(sysconf(_SC_PHYS_PAGES));
   // The system counts late what a process takes, and there is more to it than tensors.
   constexpr double kRest = 8 << 20;
-  double memory = detail::cgroup_memory() - kRest;
+  double memory = cgroup_memory() - kRest;
   if (page > 0 && pages > 0) memory = std::min(memory, pages * page);
   // Pages: all of its address space, resident, shared, code, 0, data and stack.
   double space = 0, other = 0, data = 0;
@@ -82,11 +81,12 @@ double allowed_memory() {
   return std::max(memory, 0.0);
 }
 
-void require_memory(double bytes, const std::string& what) {
-  const double memory = allowed_memory();
-  if (bytes <= memory) return;
-  throw BadInput(what + ": needs " + format_bytes(bytes) + " of memory, this process may have " +
-                 format_bytes(memory));
+std::size_t rotating_sets(std::size_t set_bytes, double memory) {
+  const std::size_t wanted = std::max(4 * caches().last_level(), std::size_t{256} << 20);
+  const double most = memory / 2 / static_cast<double>(set_bytes);
+  if (most < 2) return 1;
+  const std::size_t sets = std::max<std::size_t>(2, (wanted + set_bytes - 1) / set_bytes);
+  return static_cast<std::size_t>(std::min(static_cast<double>(sets), most));
 }
 
 std::string format_bytes(double bytes) {
@@ -102,4 +102,4 @@ std::string format_bytes(double bytes) {
   return text;
 }
 
-}  // namespace groupnorm::tools
+}  // namespace groupnorm::detail

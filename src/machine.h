@@ -1,11 +1,11 @@
-// What the machine has.
-#ifndef GROUPNORM_TOOLS_MACHINE_H
-#define GROUPNORM_TOOLS_MACHINE_H
+// What the machine has, and what of it measurements take: for the command lines of C++ and Python.
+#ifndef GROUPNORM_SRC_MACHINE_H
+#define GROUPNORM_SRC_MACHINE_H
 
 #include <cstddef>
 #include <string>
 
-namespace groupnorm::tools {
+namespace groupnorm::detail {
 
 // Bytes of the data caches that the first core sees; 0 where the system does not say.
 struct Caches {
@@ -22,13 +22,14 @@ std::string processor();
 // nothing.
 double allowed_memory();
 
-// Throws BadInput where `bytes` are more than allowed_memory(): a clear refusal instead of a
-// process that the system kills. `what` needs them.
-void require_memory(double bytes, const std::string& what);
+// How many sets of `set_bytes` bytes to go round, so that a set has left the caches when its turn
+// comes again: together 4 times the last-level cache and 256 MB at least, as far as half of
+// `memory` bytes holds them; 1 where it does not hold two.
+std::size_t rotating_sets(std::size_t set_bytes, double memory);
 
 // "512 KB", "1.6 GB": powers of 1024.
 std::string format_bytes(double bytes);
 
-}  // namespace groupnorm::tools
+}  // namespace groupnorm::detail
 
 #endif

@@ -94,13 +94,13 @@ struct Row {
 std::string name_of(const Row& row) {
   std::string name = row.norm.name;
   const auto add = [&name](auto... parts) { (name.append("/"), ..., name.append(parts)); };
-  add(testing::name_of(kDTypes, row.types.data));
+  add(to_string(row.types.data));
   // The part of "channels_first" that tells it from the other.
-  add(std::strchr(testing::name_of(kLayouts, row.layout), '_') + 1);
+  add(std::strchr(to_string(row.layout), '_') + 1);
   add(row.size.shape);
   if (row.norm.grouped) add("g", std::to_string(row.size.groups));
-  if (row.types.param != row.types.data) add("params_", testing::name_of(kDTypes, row.types.param));
-  if (row.activation != Activation::none) add(testing::name_of(kActivations, row.activation));
+  if (row.types.param != row.types.data) add("params_", to_string(row.types.param));
+  if (row.activation != Activation::none) add(to_string(row.activation));
   if (row.correction != 0) add("unbiased");
   if (!row.params.gamma) add("no_gamma");
   if (!row.params.beta) add("no_beta");

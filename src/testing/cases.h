@@ -1,11 +1,10 @@
 // The shared list of cases: what tests, `groupnorm check` and benchmarks run, the data they run it
 // on, and how far from the reference a result may be.
-#ifndef GROUPNORM_TESTS_CASES_H
-#define GROUPNORM_TESTS_CASES_H
+#ifndef GROUPNORM_TESTING_CASES_H
+#define GROUPNORM_TESTING_CASES_H
 
 #include <groupnorm/groupnorm.hpp>
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -19,31 +18,6 @@
 #include "reference.h"
 
 namespace groupnorm::testing {
-
-// The enumerators by the names that case names, the command line and its JSON give them.
-template <class Enum>
-struct Named {
-  const char* name;
-  Enum value;
-};
-template <class Enum>
-Named(const char*, Enum) -> Named<Enum>;  // clang before 17 does not find it by itself
-inline constexpr std::array kDTypes{Named{"f32", DType::f32}, Named{"f64", DType::f64},
-                                    Named{"f16", DType::f16}, Named{"bf16", DType::bf16}};
-inline constexpr std::array kLayouts{Named{"channels_first", Layout::channels_first},
-                                     Named{"channels_last", Layout::channels_last}};
-inline constexpr std::array kActivations{
-    Named{"none", Activation::none},           Named{"relu", Activation::relu},
-    Named{"silu", Activation::silu},           Named{"gelu", Activation::gelu},
-    Named{"gelu_tanh", Activation::gelu_tanh}, Named{"hard_swish", Activation::hard_swish}};
-
-template <class Enum, std::size_t count>
-constexpr const char* name_of(const std::array<Named<Enum>, count>& names, Enum value) {
-  for (const Named<Enum>& named : names) {
-    if (named.value == value) return named.name;
-  }
-  return "unknown";
-}
 
 // A norm of the family, by name. Those that are not `grouped` ignore `groups`.
 struct Norm {
