@@ -1,4 +1,5 @@
-"""Tables and plots of what groupnorm_bench, compare.py and instructions.py have written as JSON.
+"""Tables and plots of what groupnorm_bench, compare.py, instructions.py and java/bench have written
+as JSON.
 
     python bench/report.py build/bench/*.json                                  # print every table
     python bench/report.py build/bench/*.json --update README.md docs/performance.md
@@ -79,6 +80,7 @@ class Results:
     compared: dict[tuple[Any, ...], dict[str, Any]]
     contexts: list[dict[str, Any]]
     instructions: dict[tuple[str, str, int], dict[str, Any]]  # direction, shape, groups: by layout
+    jvm: list[dict[str, Any]]  # cases of java/bench
 
 
 def _key(name: str) -> Key | None:
@@ -102,7 +104,7 @@ def read(paths: Iterable[Path]) -> Results:
     Raises:
         BadInput: a file cannot be read, or is neither program's.
     """
-    results = Results({}, {}, [], {})
+    results = Results({}, {}, [], {}, [])
     for path in paths:
         try:
             found = json.loads(path.read_text())
@@ -110,6 +112,9 @@ def read(paths: Iterable[Path]) -> Results:
                 for each in found["instructions"]:
                     key = (each["direction"], each["shape"], each["groups"])
                     results.instructions.setdefault(key, {})[each["layout"]] = each
+                continue
+            if "jvm" in found:
+                results.jvm = found["jvm"]
                 continue
             results.contexts.append(found["context"])
             if "benchmarks" in found:
@@ -363,6 +368,20 @@ def _instructions(results: Results, direction: str) -> str:
     return _table(head, rows) if rows else ""
 
 
+def _jvm(results: Results) -> str:
+    """Microseconds of each on one thread, and of the loops how many times ours on buffers."""
+    rows = []
+    for case in results.jvm:
+        times = case["p50_us"]
+        ours = next(iter(times.values()))
+        cells = [
+            f"{_number(time)} ({time / ours:.1f})" if name.startswith("loop") else _number(time)
+            for name, time in times.items()
+        ]
+        rows.append([_shape(case["shape"], case["groups"]), *cells])
+    return _table(["shape, groups", *results.jvm[0]["p50_us"]], rows) if rows else ""
+
+
 def _skipped(results: Results) -> str:
     rows = dict.fromkeys(
         (name, why) for each in results.compared.values() for name, why in each["skipped"].items()
@@ -395,6 +414,7 @@ def tables(results: Results) -> dict[str, str]:
     for direction in ("forward", "backward"):
         found[f"instructions-{direction}"] = _instructions(results, direction)
     found["compare-skipped"] = _skipped(results)
+    found["jvm"] = _jvm(results)
     found["machine"] = _machine(results) if results.contexts else ""
     return {name: text for name, text in found.items() if text}
 
