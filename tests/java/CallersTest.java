@@ -2,7 +2,6 @@ import static org.junit.jupiter.api.Assertions.assertEquals;
 import static org.junit.jupiter.api.Assertions.assertTrue;
 
 import io.github.groupnorm.DType;
-import io.github.groupnorm.Gradients;
 import io.github.groupnorm.GroupNormalization;
 import io.github.groupnorm.Layout;
 import io.github.groupnorm.Statistics;
@@ -34,62 +33,61 @@ final class CallersTest {
     }
   }
 
-  // Calls of two shapes and two settings on one layer, each with its own result.
+  // Each caller has data and a shape of its own, and knows what should come of them by either of
+  // two settings, between which another thread changes all the time.
   @Test
   void manyThreadsShareALayer() throws Exception {
     GroupNormalization norm = new GroupNormalization(8);
-    Tensor small = Tensors.normal(2, 1, 2, DType.F64, Layout.CHANNELS_LAST, 3, 16, 5);
-    Tensor y = x.zerosLike();
-    Statistics statistics = norm.forwardWithStatistics(x, y);
-    Tensor ySmall = norm.forward(small);
-    Tensor dx = x.zerosLike();
-    Gradients gradients = norm.backward(x, y, dx, statistics);
-    norm.setCorrection(1);
-    Tensor unbiased = norm.forward(x);
-    assertTrue(Tensors.firstDifference(y, unbiased) >= 0);
-
-    Callable<Void> caller = () -> {
-      Tensor mine = x.zerosLike();
-      for (int i = 0; i < 30; ++i) {
-        Statistics of = norm.forwardWithStatistics(x, mine);
-        boolean biased = Arrays.equals(of.rstd(), statistics.rstd());
-        assertEquals(-1, Tensors.firstDifference(biased ? y : unbiased, mine), "call " + i);
-      }
-      return null;
-    };
-    Callable<Void> callerOfAnother = () -> {
-      GroupNormalization fixed = new GroupNormalization(8);
-      Tensor mine = x.zerosLike();
-      for (int i = 0; i < 30; ++i) {
-        assertEquals(-1, Tensors.firstDifference(ySmall, fixed.forward(small)), "call " + i);
-        Gradients of = fixed.backward(x, y, mine, statistics);
-        assertEquals(-1, Tensors.firstDifference(dx, mine), "call " + i);
-        assertTrue(Arrays.equals(gradients.gamma(), of.gamma()), "call " + i);
-        norm.forward(small);
-      }
-      return null;
-    };
-    Callable<Void> setter = () -> {
-      for (int i = 0; i < 2000; ++i) {
+    List<Callable<Void>> callers = new ArrayList<>();
+    for (int i = 0; i < 8; ++i) {
+      // The last ones are large enough for the engine's threads, and for a workspace.
+      int s = i < 6 ? 5 + i : 16384;
+      Tensor mine = Tensors.normal(i, i, 2, DType.F32, Layout.CHANNELS_FIRST, 1 + i % 2, 16, s);
+      callers.add(() -> call(norm, mine, s > 100 ? 50 : 20000));
+    }
+    callers.add(() -> {
+      for (int i = 0; i < 20000; ++i) {
         norm.setCorrection(i % 2);
         norm.setThreads(i % 3);
       }
       return null;
-    };
-    ExecutorService executor = Executors.newFixedThreadPool(9);
+    });
+    ExecutorService executor = Executors.newFixedThreadPool(callers.size());
     try {
-      List<Callable<Void>> calls = new ArrayList<>();
-      for (int i = 0; i < 4; ++i) {
-        calls.add(caller);
-        calls.add(callerOfAnother);
-      }
-      calls.add(setter);
-      for (Future<Void> call : executor.invokeAll(calls)) {
-        call.get();
+      for (Future<Void> caller : executor.invokeAll(callers)) {
+        caller.get();
       }
     } finally {
       executor.shutdown();
     }
+  }
+
+  private static Void call(GroupNormalization shared, Tensor x, int times) {
+    Tensor[] expected = {x.zerosLike(), x.zerosLike()};
+    Tensor[] expectedDx = {x.zerosLike(), x.zerosLike()};
+    Statistics[] statistics = new Statistics[2];
+    double[] dgamma = null;
+    for (int correction = 0; correction < 2; ++correction) {
+      GroupNormalization alone = new GroupNormalization(8);
+      alone.setCorrection(correction);
+      statistics[correction] = alone.forwardWithStatistics(x, expected[correction]);
+      dgamma = alone.backward(x, x, expectedDx[correction], statistics[0]).gamma();
+    }
+    Tensor y = x.zerosLike();
+    for (int i = 0; i < times; ++i) {
+      String which = "call " + i + " of x " + x;
+      Statistics of = shared.forwardWithStatistics(x, y);
+      int correction = Arrays.equals(of.rstd(), statistics[0].rstd()) ? 0 : 1;
+      assertTrue(Arrays.equals(statistics[correction].rstd(), of.rstd()), which);
+      assertTrue(Arrays.equals(statistics[correction].mean(), of.mean()), which);
+      assertEquals(-1, Tensors.firstDifference(expected[correction], y), which);
+
+      double[] sums = shared.backward(x, x, y, statistics[0]).gamma();
+      assertTrue(Arrays.equals(dgamma, sums), which); // in which the correction has no part
+      int nearest = Tensors.firstDifference(expectedDx[0], y) == -1 ? 0 : 1;
+      assertEquals(-1, Tensors.firstDifference(expectedDx[nearest], y), which);
+    }
+    return null;
   }
 
   // 4 GB of arrays and 2 GB of tensors went through; a hundredth of it may have stayed.
