@@ -44,6 +44,19 @@ final class ArraysTest {
     for (int i = 0; i < flat.capacity(); ++i) {
       assertEquals(flat.get(i), y[i / 600][i / 50 % 12][i % 50], "element " + i);
     }
+    float[] row = new float[flat.capacity()];
+    double[] wide = new double[flat.capacity()];
+    for (int i = 0; i < row.length; ++i) {
+      row[i] = x[i / 600][i / 50 % 12][i % 50];
+      wide[i] = row[i];
+    }
+    float[] yRow = norm.forward(row, 4, 12, 50);
+    double[] yWide = norm.forward(wide, 4, 12, 50);
+    for (int i = 0; i < row.length; ++i) {
+      assertEquals(flat.get(i), yRow[i], "element " + i);
+      assertEquals(yWide[i], yRow[i], 4 * Math.ulp(1f) * (1 + Math.abs(yWide[i])), "element " + i);
+    }
+    assertEquals(first, row[0]);
     assertEquals(first, x[0][0][0]);
     assertTrue(y[0] != x[0] && y[0][0] != x[0][0]);
   }
@@ -101,6 +114,7 @@ final class ArraysTest {
     assertArrayEquals(new float[2][0][], norm.forward(new float[2][0][]));
     assertArrayEquals(new float[2][3][0], norm.forward(new float[2][3][0]));
     assertArrayEquals(new double[2][0], norm.forward(new double[2][0]));
+    assertEquals(0, norm.forward(new float[0], 2, 3, 0).length);
   }
 
   @Test
@@ -118,6 +132,11 @@ final class ArraysTest {
     assertThrows(
         NullPointerException.class, () -> norm.forward(new float[][][] {{{1}, {1}, null}}));
     assertThrows(NullPointerException.class, () -> norm.forward(new float[][][] {null}));
+    assertRefused("x: must have 24 numbers for the shape [2, 3, 4]; got 23",
+        () -> norm.forward(new float[23], 2, 3, 4));
+    assertRefused("x: must have 24 numbers for the shape [2, 3, 4]; got 25",
+        () -> norm.forward(new double[25], 2, 3, 4));
+    assertRefused("shape: no size may be negative", () -> norm.forward(new float[4], -1, 4, 1));
   }
 
   private static void assertRefused(String words, Executable call) {

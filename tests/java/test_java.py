@@ -28,6 +28,7 @@ import norms
 BUILD = ROOT / "build" / "java"
 CLASSES = BUILD / "classes"
 TEST_CLASSES = BUILD / "test-classes"
+LIBRARY = BUILD / "native-build" / "libgroupnorm.so"
 EXAMPLES = ROOT / "java" / "examples"
 SYSTEM = pathlib.Path("/usr/share/java")
 JNA = SYSTEM / "jna.jar"
@@ -66,9 +67,11 @@ def path(*parts: pathlib.Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def jar() -> pathlib.Path:
+def jar(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Made by `java/build`, which fails also for warnings of javac and javadoc."""
-    run("java/build")
+    of_another_machine = tmp_path_factory.mktemp("other") / "libgroupnorm.so.0.1.0"
+    of_another_machine.write_text("a library\n")
+    run("java/build", f"linux-other={of_another_machine}")
     return BUILD / f"groupnorm-{groupnorm.__version__}.jar"
 
 
@@ -176,7 +179,7 @@ def test_the_jar_brings_the_library(compiled: Sequence[pathlib.Path]) -> None:
 def test_the_library_is_found_by_a_property(
     compiled: Sequence[pathlib.Path], tmp_path: pathlib.Path, name: str
 ) -> None:
-    library = shutil.copy(next(BUILD.glob("native/*/libgroupnorm.so")), tmp_path)
+    library = shutil.copy(LIBRARY, tmp_path)
     value = library if name == "groupnorm.library" else f"/nowhere:{tmp_path}"
     output = run("java", f"-D{name}={value}", "-cp", path(*WITHOUT_LIBRARY), "Once")
     assert output == "-0.999995 0.999995\n"
@@ -185,7 +188,7 @@ def test_the_library_is_found_by_a_property(
 def test_the_library_is_found_where_the_system_looks(
     compiled: Sequence[pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
-    shutil.copy(next(BUILD.glob("native/*/libgroupnorm.so")), tmp_path)
+    shutil.copy(LIBRARY, tmp_path)
     env = {"LD_LIBRARY_PATH": str(tmp_path)}
     assert "0.999995" in run("java", "-cp", path(*WITHOUT_LIBRARY), "Once", env=env)
 
@@ -222,10 +225,17 @@ def test_another_library_of_that_name_is_refused(
 # --- What is delivered
 
 
+@pytest.mark.parametrize("wrong", ["linux-other", "=LICENSE", "linux-other=absent.so"])
+def test_build_refuses_a_library_that_is_none(wrong: str) -> None:
+    assert f"'{wrong}': must be PREFIX=LIBRARY" in run("java/build", wrong, ends_with=1)
+
+
 def test_jar_has_what_it_should(jar: pathlib.Path) -> None:
     names = zipfile.ZipFile(jar).namelist()
     assert "io/github/groupnorm/GroupNormalization.class" in names
-    assert any(re.fullmatch(r"linux-[\w-]+/libgroupnorm\.so", name) for name in names)
+    libraries = [name for name in names if re.fullmatch(r"linux-[\w-]+/libgroupnorm\.so", name)]
+    assert len(libraries) == 2
+    assert "linux-other/libgroupnorm.so" in libraries
     assert "LICENSE" in names
     manifest = zipfile.ZipFile(jar).read("META-INF/MANIFEST.MF").decode()
     assert "Automatic-Module-Name: io.github.groupnorm" in manifest
@@ -235,7 +245,7 @@ def test_jar_has_what_it_should(jar: pathlib.Path) -> None:
 
 
 def test_the_library_in_the_jar_needs_the_c_library_alone(jar: pathlib.Path) -> None:
-    output = run("objdump", "-p", next(BUILD.glob("native/*/libgroupnorm.so")))
+    output = run("objdump", "-p", LIBRARY)
     needed = set(re.findall(r"NEEDED +(\S+?)\.so", output))
     assert needed <= {"libc", "libm", "ld-linux-x86-64", "ld-linux-aarch64"}
 

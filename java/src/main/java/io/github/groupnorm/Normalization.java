@@ -296,6 +296,36 @@ public abstract class Normalization {
   }
 
   /**
+   * Normalizes an array that holds [n, c, s] row by row, channels first.
+   *
+   * @param x n * c * s numbers; it is not changed
+   * @param n examples
+   * @param c channels
+   * @param s positions: the product of the spatial sizes, 1 for [N, C]
+   * @return y, a new array of the same length
+   * @throws IllegalArgumentException for a negative size or another length, or for an x that this
+   *     layer cannot take
+   */
+  public float[] forward(float[] x, int n, int c, int s) {
+    return forwardArray(x, Rows.OF_FLOATS, n, c, s);
+  }
+
+  /**
+   * Normalizes an array that holds [n, c, s] row by row, channels first.
+   *
+   * @param x n * c * s numbers; it is not changed
+   * @param n examples
+   * @param c channels
+   * @param s positions: the product of the spatial sizes, 1 for [N, C]
+   * @return y, a new array of the same length
+   * @throws IllegalArgumentException for a negative size or another length, or for an x that this
+   *     layer cannot take
+   */
+  public double[] forward(double[] x, int n, int c, int s) {
+    return forwardArray(x, Rows.OF_DOUBLES, n, c, s);
+  }
+
+  /**
    * Normalizes f32 numbers [n, c, s], channels first, where they lie.
    *
    * @param x direct, in the native byte order, with n * c * s numbers from its position on
@@ -597,6 +627,17 @@ public abstract class Normalization {
     int channels = x.length == 0 ? 0 : kind.length(x[0]);
     R[] y = copy("x", x, channels, kind);
     replace(Arrays.asList(y), kind, x.length, channels, 1);
+    return y;
+  }
+
+  private <R> R forwardArray(R x, Rows<R> kind, int... shape) {
+    R y = kind.copy(x);
+    long elements = Tensor.elements(shape);
+    if (kind.length(y) != elements) {
+      throw new IllegalArgumentException("x: must have " + elements + " numbers for the shape "
+          + Arrays.toString(shape) + "; got " + kind.length(y));
+    }
+    replace(List.of(y), kind, shape);
     return y;
   }
 

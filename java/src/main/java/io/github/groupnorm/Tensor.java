@@ -136,7 +136,7 @@ public final class Tensor {
   }
 
   // The elements of a shape, or why it is none.
-  private static long elements(int[] shape) {
+  static long elements(int[] shape) {
     if (shape.length < 2) {
       throw new IllegalArgumentException(
           "shape: must be [N, C, spatial...], of rank 2 or more; got " + Arrays.toString(shape));
