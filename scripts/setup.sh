@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by scripts/demo and scripts/test, which run from the top of the checkout.
+# Sourced by the other scripts, which run from the top of the checkout.
 
 say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 
@@ -12,6 +12,27 @@ fail() {
 quietly() {
   local log=build/$1.log
   "${@:2}" >"$log" 2>&1 || {
+    tail -100 "$log" >&2
+    fail "'${*:2}' failed; all of its output is in $log"
+  }
+}
+
+# watched NAME COMMAND...: as quietly, but shows the last line of the output and the seconds so far: in
+# place on a terminal, elsewhere a line for each change.
+watched() {
+  local log=build/$1.log began=$SECONDS line=${*:2} next shown= end='\n'
+  if [[ -t 1 ]]; then end='\033[K\r'; fi
+  "${@:2}" 2>&1 | tee "$log" | {
+    printf "%4d s  %.90s$end" 0 "$line"
+    while read -r -t 1 next || (($? > 128)); do # 128: nothing came for a second
+      line=${next:-$line}
+      if [[ -t 1 || $line != "$shown" ]]; then
+        printf "%4d s  %.90s$end" $((SECONDS - began)) "$line"
+      fi
+      shown=$line
+    done
+    if [[ -t 1 ]]; then printf '\033[K'; fi
+  } || {
     tail -100 "$log" >&2
     fail "'${*:2}' failed; all of its output is in $log"
   }
@@ -34,11 +55,8 @@ need_packages() {
     apt=(sudo "${apt[@]}")
   fi
   say "install ${missing[*]}"
-  if ! { "${apt[@]}" update && "${apt[@]}" install -y --no-install-recommends "${missing[@]}"; } \
-    >build/apt.log 2>&1; then
-    tail -5 build/apt.log >&2
-    fail "apt-get could not install ${missing[*]} (is there a network? all of its output is in build/apt.log)"
-  fi
+  watched apt-update "${apt[@]}" update
+  watched apt-install "${apt[@]}" install -y --no-install-recommends "${missing[@]}"
 }
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
