@@ -131,6 +131,21 @@ def _versions(names: Sequence[str]) -> dict[str, str]:
     return found
 
 
+def machine() -> dict[str, Any]:
+    """What a result was measured on: the processor and the versions."""
+    from rivals import RIVALS
+
+    import groupnorm
+    from groupnorm._cli.machine import caches, processor
+
+    return {
+        "processor": processor(),
+        "target": groupnorm.info()["target"],
+        "last_level_cache": max(caches().values()),
+        "versions": {"groupnorm": groupnorm.__version__, **_versions(["torch", *RIVALS])},
+    }
+
+
 def _cases(options: argparse.Namespace) -> list[Any]:
     from groupnorm._cli.contest import Case
 
@@ -182,7 +197,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from rivals import RIVALS, Absent, Job
     from tqdm import tqdm
 
-    import groupnorm
     from groupnorm._cli import contest, contest_torch, oracle
     from groupnorm._cli.machine import keep_freed_memory
 
@@ -196,12 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if seconds is None:
         seconds = _QUICK_SECONDS if options.quick else _SECONDS
     results: dict[str, Any] = {
-        "context": {
-            "processor": processor(),
-            "target": groupnorm.info()["target"],
-            "last_level_cache": max(caches().values()),
-            "versions": {"groupnorm": groupnorm.__version__, **_versions(["torch", *RIVALS])},
-        },
+        "context": machine(),
         "cases": [],
     }
     told: set[Skipped] = set()

@@ -1,17 +1,17 @@
-"""Tables and plots of what groupnorm_bench, compare.py, instructions.py and java/bench have written
-as JSON.
+"""Tables and plots of the JSON that the programs of bench/ write; docs/results/ holds that JSON.
 
-    python bench/report.py build/bench/*.json                                  # print every table
-    python bench/report.py build/bench/*.json --update README.md docs/performance.md
-    python bench/report.py build/bench/*.json --plots docs/plots
+    python bench/report.py docs/results/*.json                        # print every table
+    python bench/report.py docs/results/*.json --update README.md docs/*.md --plots docs/plots
 
---update replaces what stands between `<!-- bench:NAME -->` and `<!-- /bench -->`; NAME is one of
-the tables that are printed. A number beyond its limit, or a rival that is ahead of ours, is bold.
-Several files may hold parts of one table; of a case that occurs twice the last one counts.
+--update replaces the text between `<!-- bench:NAME -->` and `<!-- /bench -->`, where NAME is one of
+the tables that are printed; a file without such a place stays as it is. A number that misses its
+target, or a library that is faster than ours, is bold. Several files may hold parts of one table;
+if a case occurs twice, the last one counts.
 """
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -50,6 +50,19 @@ SILU_LIMITS = {"rotating": 1.3, "hot": 1.5}  # of the call without it
 SMALL_LIMITS = {("1x32x8x8", 8): 0.25, ("8x512", 32): 0.8}  # microseconds, one thread, hot
 THREADS_LIMIT = 1.6  # times faster on two threads, where the copy gains that
 SWEEP_LIMIT = 1.2  # the dearest element over the cheapest, past the last-level cache
+FORWARD_BOUND = 3.0  # the error that is promised, in eps (1 + |gamma xhat| + |beta|)
+
+HEADLINE = ("2x320x64x64", 32)  # the layer that the README names
+_README_SHAPES = ("2x320x64x64", "1x128x512x512", "1x32x96x96x96", "32x256x56x56")
+_NAMES = {  # of libraries, as they write themselves
+    "ours": "groupnorm",
+    "torch": "PyTorch",
+    "compile": "torch.compile",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+    "ncnn": "ncnn",
+    "jax": "JAX",
+}
 
 _NAME = re.compile(
     r"(?P<direction>forward|backward)(\+(?P<activation>\w+?))?(?P<in_place>,in_place)?"
@@ -80,6 +93,9 @@ class Results:
     compared: dict[tuple[Any, ...], dict[str, Any]]
     contexts: list[dict[str, Any]]
     instructions: dict[tuple[str, str, int], dict[str, Any]]  # direction, shape, groups: by layout
+    accuracy: list[dict[str, Any]]  # of accuracy.py: library, mean, max_error_eps
+    runtimes: dict[str, list[dict[str, Any]]]  # of runtimes.py: norms, errors, models
+    values: list[dict[str, Any]]  # of groupnorm_values: a row each
     jvm: list[dict[str, Any]]  # cases of java/bench
 
 
@@ -102,9 +118,9 @@ def read(paths: Iterable[Path]) -> Results:
     """What the files hold; of a case that occurs twice, the last.
 
     Raises:
-        BadInput: a file cannot be read, or is neither program's.
+        BadInput: a file cannot be read, or none of the programs wrote it.
     """
-    results = Results({}, {}, [], {}, [])
+    results = Results({}, {}, [], {}, [], {}, [], [])
     for path in paths:
         try:
             found = json.loads(path.read_text())
@@ -116,7 +132,16 @@ def read(paths: Iterable[Path]) -> Results:
             if "jvm" in found:
                 results.jvm = found["jvm"]
                 continue
+            if "values" in found:
+                results.values += found["values"]
+                continue
+            if "norms" in found:
+                results.runtimes = {name: found[name] for name in ("norms", "errors", "models")}
+                continue
             results.contexts.append(found["context"])
+            if "accuracy" in found:
+                results.accuracy += found["accuracy"]
+                continue
             if "benchmarks" in found:
                 for each in found["benchmarks"]:
                     case = _key(each["name"])
@@ -129,9 +154,7 @@ def read(paths: Iterable[Path]) -> Results:
         except OSError as error:
             raise BadInput(f"'{path}': cannot be read: {error.strerror}") from error
         except (KeyError, TypeError, ValueError) as error:
-            raise BadInput(
-                f"'{path}': is not JSON of groupnorm_bench or compare.py ({error!r})"
-            ) from error
+            raise BadInput(f"'{path}': is not JSON of a program of bench/ ({error!r})") from error
     return results
 
 
@@ -234,11 +257,12 @@ def _small(results: Results) -> str:
 def _threads(results: Results) -> str:
     """What a second thread gains: the call and the copy."""
     rows = []
+    timed = {key: case for key, case in results.cases.items() if "copy_p50_us" in case}
     for pair in _shapes(results, "forward", "f32"):
         cells = []
         for layout in LAYOUTS:
             one, two = (
-                results.cases.get(Key("forward", "f32", layout, *pair, threads, "rotating"))
+                timed.get(Key("forward", "f32", layout, *pair, threads, "rotating"))
                 for threads in (1, 2)
             )
             if one is None or two is None:
@@ -250,7 +274,7 @@ def _threads(results: Results) -> str:
             cells += [_marked(f"{gain:.2f}", short), f"{copy:.2f}"]
         rows.append([_shape(*pair), *cells])
     head = [f"{layout}: {who}" for layout in LAYOUTS for who in ("call", "copy")]
-    return _table(["shape, groups", *head], rows) if rows else ""
+    return _table(["shape, groups", *head], rows) if rows and timed else ""
 
 
 def _sweep(results: Results) -> str:
@@ -382,6 +406,111 @@ def _jvm(results: Results) -> str:
     return _table(["shape, groups", *results.jvm[0]["p50_us"]], rows) if rows else ""
 
 
+# --- Of the other programs
+
+
+def _accuracy(results: Results) -> str:
+    """Libraries down, means across; bold where the error is beyond what we promise."""
+    means = list(dict.fromkeys(each["mean"] for each in results.accuracy))
+    rows = []
+    for library in dict.fromkeys(each["library"] for each in results.accuracy):
+        cells = []
+        for mean in means:
+            error = _error(results, library, mean)
+            cells.append(_marked(_number(error), not error <= FORWARD_BOUND))
+        rows.append([library, *cells])
+    head = ["library", *(f"{mean:g}" for mean in means)]
+    return _table(head, rows) if rows else ""
+
+
+def _error(results: Results, library: str, mean: float) -> float:
+    for each in results.accuracy:
+        if (each["library"], each["mean"]) == (library, mean) and each["max_error_eps"] is not None:
+            return float(each["max_error_eps"])
+    return math.nan
+
+
+def _values(results: Results) -> str:
+    """The time of a call on ordinary values, and of others as a multiple of that."""
+    if not results.values:
+        return ""
+    kinds = list(results.values[0]["ratios"])
+    rows = [
+        [
+            f"{_shape(each['shape'], each['groups'])}, {each['layout']}",
+            f"{each['us']:.2f}",
+            *(f"{each['ratios'][kind]:.2f}" for kind in kinds),
+        ]
+        for each in results.values
+    ]
+    return _table([f"{results.values[0]['dtype']}, forward", "us", *kinds], rows)
+
+
+def _runtimes(rows: list[dict[str, Any]], cell: Callable[[dict[str, Any]], str], case: str) -> str:
+    """A row for each case and number of threads, a column for each way."""
+    ways = list(dict.fromkeys(each["way"] for each in rows))
+    cells = {(each["case"], each["threads"], each["way"]): cell(each) for each in rows}
+    lines = [
+        [name, str(threads), *(cells[name, threads, way] for way in ways)]
+        for name, threads in dict.fromkeys((each["case"], each["threads"]) for each in rows)
+    ]
+    return _table([case, "threads", *ways], lines) if lines else ""
+
+
+def _of_model(row: dict[str, Any]) -> str:
+    memory = f"{row['peak'] or 0:.0f} MiB"
+    return f"{row['median']:.1f} ms, {row['error']:.0e}, {memory}, {row['nodes']} nodes"
+
+
+def _headline(results: Results) -> str:
+    """What the README says first: time and error beside the others, on the layer of HEADLINE."""
+    case = results.compared.get(("forward", "f32", LAYOUTS[0], *HEADLINE, 1, False))
+    if case is None or not results.accuracy:
+        return ""
+    ours = case["contestants"]["ours"]["p50_us"]
+    ratios = {name: time / ours for name, time in _rivals(case).items() if name != "compile"}
+    times = ", ".join(
+        f"{_NAMES.get(name, name)} {ratio:.1f}"
+        for name, ratio in sorted(ratios.items(), key=lambda pair: pair[1])
+    )
+    worst = max(each["mean"] for each in results.accuracy)
+    errors = {
+        each["library"]: _error(results, each["library"], mean)
+        for each in results.accuracy
+        if (mean := each["mean"]) == worst
+    }
+    others = min(
+        error for name, error in errors.items() if name != "ours" and not math.isnan(error)
+    )
+    shape = _shape(HEADLINE[0], HEADLINE[1]).rpartition(",")[0]
+    return (
+        f"On {shape} in {HEADLINE[1]} groups (f32, one thread, from memory) groupnorm takes "
+        f"{ours / 1e3:.2f} ms. Others take longer: {times} times. At a mean of {worst:g} standard "
+        f"deviations its error is {errors['ours']:.1f} units of eps (1 + |gamma xhat| + |beta|); "
+        f"the smallest of the others is {_number(others)}.\n"
+    )
+
+
+def _slower(results: Results) -> str:
+    """How often another library is faster, and by how much at most, by direction."""
+    parts = []
+    for directions, words in (
+        (("forward", "forward+silu"), "forward"),
+        (("forward+backward",), "forward and backward"),
+    ):
+        ratios = [
+            case["contestants"]["ours"]["p50_us"] / min(_rivals(case).values())
+            for key, case in results.compared.items()
+            if key[0] in directions and _rivals(case)
+        ]
+        slower = [ratio for ratio in ratios if ratio > 1]
+        if not ratios:
+            continue
+        most = f", by at most {max(slower):.2f} times" if slower else ""
+        parts.append(f"in {len(slower)} of {len(ratios)} cases of {words}{most}")
+    return f"Another library is faster {'; '.join(parts)}.\n" if parts else ""
+
+
 def _skipped(results: Results) -> str:
     rows = dict.fromkeys(
         (name, why) for each in results.compared.values() for name, why in each["skipped"].items()
@@ -415,6 +544,16 @@ def tables(results: Results) -> dict[str, str]:
         found[f"instructions-{direction}"] = _instructions(results, direction)
     found["compare-skipped"] = _skipped(results)
     found["jvm"] = _jvm(results)
+    found["accuracy"] = _accuracy(results)
+    found["values"] = _values(results)
+    found["headline"] = _headline(results)
+    found["slower"] = _slower(results)
+    for name, cell, case in (
+        ("norms", lambda row: f"{row['median']:.2f}", "norm, ms"),
+        ("errors", lambda row: f"{row['error']:.0e}", "largest error"),
+        ("models", _of_model, "model"),
+    ):
+        found[f"onnxruntime-{name}"] = _runtimes(results.runtimes.get(name, []), cell, case)
     found["machine"] = _machine(results) if results.contexts else ""
     return {name: text for name, text in found.items() if text}
 
@@ -435,11 +574,9 @@ def fill(text: str, found: dict[str, str], where: str) -> str:
     """`text` with the tables between its markers.
 
     Raises:
-        BadInput: it names a table that there is not, or has no markers.
+        BadInput: it names a table that there is not.
     """
     names = [match["name"] for match in _MARKED.finditer(text)]
-    if not names:
-        raise BadInput(f"'{where}': has no <!-- bench:NAME --> ... <!-- /bench -->")
     if missing := [name for name in names if name not in found]:
         raise BadInput(f"'{where}': asks for table {missing[0]}; there are: {', '.join(found)}")
     return _MARKED.sub(lambda match: match[1] + found[match["name"]] + match[3], text)
@@ -489,27 +626,86 @@ def _plot_sweep(results: Results, figure: Any) -> None:
     ax.legend(fontsize=7)
 
 
-def _plot_compared(results: Results, direction: str, figure: Any) -> None:
-    layout = LAYOUTS[0]
-    cases = [
+def _libraries(names: Iterable[str]) -> dict[str, str]:
+    """The libraries of a plot and their colours, which are the same in every plot. Ours is first."""
+    present = set(names)
+    colours = {"ours": "black"} | {name: f"C{i}" for i, name in enumerate([*_NAMES, "mlx"][1:])}
+    return {name: colour for name, colour in colours.items() if name in present}
+
+
+def _draw_accuracy(results: Results, ax: Any) -> None:
+    means = sorted({each["mean"] for each in results.accuracy})
+    colours = _libraries(dict.fromkeys(each["library"] for each in results.accuracy))
+    for name, colour in colours.items():
+        errors = [_error(results, name, mean) for mean in means]
+        width = 2.5 if name == "ours" else 1.2
+        ax.plot(means, errors, color=colour, linewidth=width, label=_NAMES.get(name, name))
+    ax.axhline(FORWARD_BOUND, color="black", linewidth=0.8, linestyle=":")
+    ax.set_xscale("symlog", linthresh=1)
+    ax.set_xlim(left=0)
+    ax.set_yscale("log")
+    ax.set_xlabel("|mean| / standard deviation")
+    ax.set_ylabel("largest error, eps (1 + |gamma xhat| + |beta|)")
+    ax.legend(fontsize=7)
+
+
+def _plot_accuracy(results: Results, figure: Any) -> None:
+    _draw_accuracy(results, figure.subplots())
+
+
+def _plain_cases(results: Results) -> list[dict[str, Any]]:
+    """Forward, f32, channels_first, one thread, from memory."""
+    plain = ("forward", "f32", LAYOUTS[0])
+    return [
         each
         for key, each in results.compared.items()
-        if key[:3] == (direction, "f32", layout) and key[5] == 1 and not each["hot"]
+        if key[:3] == plain and key[5] == 1 and not each["hot"]
     ]
-    names = list(dict.fromkeys(name for each in cases for name in each["contestants"]))
-    names.remove("copy")
-    ax = figure.subplots()
+
+
+def _plot_headline(results: Results, figure: Any) -> None:
+    """Left: the time of others in ours, on the larger shapes. Right: the error by the mean."""
+    left, right = figure.subplots(1, 2)
+    cases = [each for each in _plain_cases(results) if each["shape"] in _README_SHAPES]
+    names = _libraries(dict.fromkeys(n for each in cases for n in each["contestants"]))
     height = 0.8 / len(names)
-    for i, name in enumerate(names):
-        found = (each["contestants"].get(name) for each in cases)
-        lengths = [each["copies"] if each else 0 for each in found]
+    for i, (name, colour) in enumerate(names.items()):
+        found = [each["contestants"].get(name) for each in cases]
+        ours = [each["contestants"]["ours"]["p50_us"] for each in cases]
+        ratios = [f["p50_us"] / o if f else 0 for f, o in zip(found, ours, strict=True)]
         rows = [row + i * height for row in range(len(cases))]
-        ax.barh(rows, lengths, height, label=name)
+        left.barh(rows, ratios, height, color=colour, label=_NAMES.get(name, name))
     labels = [_shape(each["shape"], each["groups"]) for each in cases]
-    ax.set_yticks([row + 0.4 - height / 2 for row in range(len(cases))], labels, fontsize=7)
-    ax.invert_yaxis()
-    ax.axvline(1, color="black", linewidth=0.8, linestyle=":")
-    ax.set_xlabel(f"{direction}, f32, {layout}, 1 thread, rotating: copies of the same bytes")
+    left.set_yticks([row + 0.4 - height / 2 for row in range(len(cases))], labels, fontsize=8)
+    left.invert_yaxis()
+    left.set_xscale("log")
+    left.set_xticks([1, 2, 5, 10], ["1", "2", "5", "10"])
+    left.minorticks_off()
+    left.set_xlabel("time / groupnorm's time (forward, f32, 1 thread)")
+    left.set_title("Time: shorter is better", fontsize=10)
+    _draw_accuracy(results, right)
+    right.legend(*left.get_legend_handles_labels(), fontsize=7)
+    right.set_title("Error: lower is better; dotted: groupnorm's bound", fontsize=10)
+
+
+def _plot_sizes(results: Results, figure: Any) -> None:
+    """Microseconds by the number of elements, for every library."""
+    ax = figure.subplots()
+    cases = sorted(_plain_cases(results), key=lambda each: int(each["bytes_moved"]))
+    names = _libraries(dict.fromkeys(n for each in cases for n in each["contestants"]))
+    for name, colour in (names | {"copy": "grey"}).items():
+        points = [
+            (each["bytes_moved"] / 8, each["contestants"][name]["p50_us"])
+            for each in cases
+            if name in each["contestants"]
+        ]
+        style = "--" if name == "copy" else "-"
+        label = "a copy" if name == "copy" else _NAMES.get(name, name)
+        ax.plot(*zip(*points, strict=True), style, marker="o", color=colour, label=label)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlabel("elements of x (shapes of the table)")
+    ax.set_ylabel("us a call (forward, f32, 1 thread)")
     ax.legend(fontsize=7)
 
 
@@ -521,12 +717,14 @@ def plot(results: Results, folder: Path) -> list[Path]:
     for direction in ("forward", "backward"):
         if _shapes(results, direction, "f32"):
             drawings.append((direction, partial(_plot_ratios, results, direction)))
-        first = ("forward+backward" if direction == "backward" else direction, "f32", LAYOUTS[0])
-        if any(key[:3] == first and key[5] == 1 and not key[6] for key in results.compared):
-            name = f"compare-{direction}"
-            drawings.append((name, partial(_plot_compared, results, first[0])))
     if _sweep_shapes(results):
         drawings.append(("sweep", partial(_plot_sweep, results)))
+    if _plain_cases(results):
+        drawings.append(("sizes", partial(_plot_sizes, results)))
+    if results.accuracy:
+        drawings.append(("accuracy", partial(_plot_accuracy, results)))
+    if results.accuracy and any(e["shape"] in _README_SHAPES for e in _plain_cases(results)):
+        drawings.append(("headline", partial(_plot_headline, results)))
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, draw in drawings:
@@ -554,7 +752,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for path in options.update:  # all of them, before one is written
             if not path.is_file():
                 raise BadInput(f"--update: '{path}': is not a file")
-            texts[path] = fill(path.read_text(), found, str(path))
+            text = path.read_text()
+            if (filled := fill(text, found, str(path))) != text:
+                texts[path] = filled
         for path, text in texts.items():
             with pending(path) as temporary:
                 temporary.write_text(text)

@@ -1,8 +1,10 @@
 """Norms and whole models in ONNX Runtime: its own kernels, and the operators of groupnorm.onnx.
 
-    python bench/runtimes.py --threads 1 2 --json runtimes.json --update docs/onnxruntime.md
-    python bench/runtimes.py --quick                 # small shapes, few rounds: does it run
-    python bench/runtimes.py --norms                 # without the models, which need torch
+    python bench/runtimes.py --threads 1 2 --json docs/results/onnxruntime.json
+    python bench/runtimes.py --quick --json q.json   # small shapes, few rounds: does it run
+    python bench/runtimes.py --norms --json n.json   # without the models, which need torch
+
+bench/report.py makes the tables of docs/onnxruntime.md of it.
 
 Norms are written here; models are those of bench/models.py, exported by torch at opsets 18 and 21.
 All ways of one case run in turns, round by round, in one process, so that they meet the same
@@ -19,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,7 +29,6 @@ import numpy
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
-from report import BadInput, fill
 
 import groupnorm
 import groupnorm.onnx
@@ -291,43 +292,15 @@ def measure_models(folder: pathlib.Path, options: argparse.Namespace) -> list[Re
     return results
 
 
-# --- Tables
-
-
-def table(results: list[Result], cell: Callable[[Result], str], one_case: str) -> str:
-    """A row for each case and number of threads, a column for each way."""
-    ways = list(dict.fromkeys(r.way for r in results))
-    lines = [f"| {one_case} | threads | {' | '.join(ways)} |", "|---" * (len(ways) + 2) + "|"]
-    for case, threads in dict.fromkeys((r.case, r.threads) for r in results):
-        cells = {r.way: cell(r) for r in results if (r.case, r.threads) == (case, threads)}
-        lines.append(f"| {case} | {threads} | {' | '.join(cells[way] for way in ways)} |")
-    return "\n".join(lines) + "\n"
-
-
-def tables(found: dict[str, list[Result]]) -> dict[str, str]:
-    """What --update puts into documents, by name."""
-
-    def of_model(r: Result) -> str:
-        return f"{r.median:.1f} ms, {r.error:.0e}, {r.peak or 0:.0f} MiB, {r.nodes} nodes"
-
-    all_of_them = {
-        "onnxruntime-norms": table(found["norms"], lambda r: f"{r.median:.2f}", "norm, ms"),
-        "onnxruntime-errors": table(found["errors"], lambda r: f"{r.error:.0e}", "largest error"),
-        "onnxruntime-models": table(found["models"], of_model, "model"),
-    }
-    return {name: text for name, text in all_of_them.items() if found[name.partition("-")[2]]}
-
-
 def main() -> None:
-    """Measures, prints the tables, and writes what was asked for."""
+    """Measures and writes the JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], metavar="T")
     parser.add_argument("--seconds", type=float, default=5, help="of each case and way together")
     parser.add_argument("--quick", action="store_true", help="small shapes, few rounds")
     parser.add_argument("--norms", action="store_true", help="norms alone")
     parser.add_argument("--model", nargs="+", default=MODELS, metavar="NAME")
-    parser.add_argument("--json", type=pathlib.Path, metavar="FILE")
-    parser.add_argument("--update", nargs="+", type=pathlib.Path, default=[], metavar="FILE")
+    parser.add_argument("--json", type=pathlib.Path, required=True, metavar="FILE")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:
@@ -341,18 +314,9 @@ def main() -> None:
             "errors": measure_errors(folder, options),
             "models": [] if options.norms else measure_models(folder, options),
         }
-    texts = tables(found)
-    for name, text in texts.items():
-        print(f"<!-- bench:{name} -->\n{text}<!-- /bench -->\n")
-    if options.json:
-        versions = {"groupnorm": groupnorm.__version__, "onnxruntime": onnxruntime.__version__}
-        rows = {key: [asdict(r) for r in results] for key, results in found.items()}
-        options.json.write_text(json.dumps({**versions, **rows}, indent=1))
-    for path in options.update:
-        try:
-            path.write_text(fill(path.read_text(), texts, str(path)))
-        except (BadInput, OSError) as error:
-            parser.error(f"--update: {error}")
+    versions = {"groupnorm": groupnorm.__version__, "onnxruntime": onnxruntime.__version__}
+    rows = {key: [asdict(r) for r in results] for key, results in found.items()}
+    options.json.write_text(json.dumps({**versions, **rows}, indent=1) + "\n")
     return None
 
 

@@ -1,6 +1,6 @@
-// What a call costs by the values that it meets, as a Markdown table: the median time of a call
-// over that of the same call on ordinary values. The calls go in turns, one of each value a round,
-// hot, by one thread; each is checked against the reference before it is timed.
+// What a call costs by the values that it meets, as JSON for bench/report.py: the median time of a
+// call over that of the same call on ordinary values. The calls go in turns, one of each value a
+// round, hot, by one thread; each is checked against the reference before it is timed.
 //
 //   groupnorm_values [DTYPE]      f32 (the default), f64, f16, bf16
 #include <groupnorm/groupnorm.hpp>
@@ -55,7 +55,7 @@ double median(std::vector<double> values) {
   return *middle;
 }
 
-// One row of the table: false where a result is wrong.
+// One object: false where a result is wrong.
 bool print_row(const Sizes& sizes, DType dtype, Layout layout) {
   const Shape shape = testing::parse_shape(sizes.shape).value();
   const Spec spec{.shape = shape,
@@ -100,12 +100,15 @@ bool print_row(const Sizes& sizes, DType dtype, Layout layout) {
     }
   }
   const double ordinary = median(microseconds[0]);
-  std::printf("| %s, G %lld, %s | %.2f |", sizes.shape, static_cast<long long>(sizes.groups),
+  std::printf(R"( {"shape": "%s", "groups": %lld, "dtype": "%s", "layout": "%s", "us": %.3f, )",
+              sizes.shape, static_cast<long long>(sizes.groups), to_string(dtype),
               to_string(layout), ordinary);
+  std::printf("\"ratios\": {");
   for (std::size_t k = 1; k < kKinds.size(); ++k) {
-    std::printf(" %.2f |", median(microseconds[k]) / ordinary);
+    const double ratio = median(microseconds[k]) / ordinary;
+    std::printf("%s\"%s\": %.3f", k == 1 ? "" : ", ", kKinds[k].name, ratio);
   }
-  std::printf("\n");
+  std::printf("}}");
   return true;
 }
 
@@ -116,18 +119,17 @@ int run(std::string_view dtype) {
                  std::string(dtype).c_str());
     return 2;
   }
-  std::printf("| %s, forward | us |", to_string(*data));
-  for (std::size_t k = 1; k < kKinds.size(); ++k) std::printf(" %s |", kKinds[k].name);
-  std::printf("\n|---|---|");
-  for (std::size_t k = 1; k < kKinds.size(); ++k) std::printf("---|");
-  std::printf("\n");
+  const char* separator = "{\"values\": [\n";
   for (const Sizes& sizes : kShapes) {
     for (const auto& layout : kLayouts) {
       const bool flat = testing::parse_shape(sizes.shape).value().s == 1;
       if (flat && layout.value == Layout::channels_last) continue;
+      std::printf("%s", separator);
+      separator = ",\n";
       if (!print_row(sizes, *data, layout.value)) return 1;
     }
   }
+  std::printf("\n]}\n");
   return 0;
 }
 

@@ -128,10 +128,13 @@ def test_compared_says_so_where_nobody_is_ahead(tmp_path):
 
 def test_update_replaces_what_is_between_the_markers(tmp_path, capsys):
     read(tmp_path, cases=[compared(ours=4.0, torch=3.0, copy=2.0)])
+    plain = tmp_path / "plain.md"
+    plain.write_text("no table\n")
     path = tmp_path / "page.md"
     mark = "<!-- bench:compare-forward-f32-channels-first -->\n"
     path.write_text(f"before\n{mark}old\n<!-- /bench -->\nafter\n")
-    assert report.main([str(tmp_path / "cases.json"), "--update", str(path)]) == 0
+    assert report.main([str(tmp_path / "cases.json"), "--update", str(path), str(plain)]) == 0
+    assert capsys.readouterr().out == f"wrote    {path}\n"
     text = path.read_text()
     assert text.startswith(f"before\n{mark}| shape") and text.endswith(
         "|\n<!-- /bench -->\nafter\n"
@@ -205,8 +208,34 @@ def test_plots(tmp_path):
         [compared(ours=4.0, torch=3.0, copy=2.0)],
     )
     written = report.plot(results, tmp_path / "plots")
-    assert [path.name for path in written] == ["forward.png", "compare-forward.png", "sweep.png"]
+    assert [path.name for path in written] == ["forward.png", "sweep.png", "sizes.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+
+
+def test_results_of_the_other_programs_have_tables(tmp_path):
+    accuracy = [
+        {"library": "ours", "mean": 0.0, "max_error_eps": 0.5},
+        {"library": "torch", "mean": 0.0, "max_error_eps": 3.5},
+        {"library": "jax", "mean": 0.0, "max_error_eps": None},
+    ]
+    value = {"shape": "8x512", "groups": 32, "dtype": "f32", "layout": "channels_first", "us": 3.0}
+    row = {"case": "[2, 3]", "threads": 1, "way": "ours", "median": 1.25, "error": 1e-6}
+    for name, content in (
+        ("accuracy", {"context": {}, "accuracy": accuracy}),
+        ("values", {"values": [{**value, "ratios": {"NaN": 1.5}}]}),
+        ("runtimes", {"norms": [row], "errors": [], "models": [{**row, "peak": 2.0, "nodes": 3}]}),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    found = report.tables(report.read(sorted(tmp_path.glob("*.json"))))
+    assert found["accuracy"].splitlines()[2:] == [
+        "| ours | 0.5 |",
+        "| torch | **3.5** |",
+        "| jax | **nan** |",
+    ]
+    assert "| [8, 512], 32, channels_first | 3.00 | 1.50 |" in found["values"]
+    assert "| [2, 3] | 1 | 1.25 |" in found["onnxruntime-norms"]
+    assert "1.2 ms, 1e-06, 2 MiB, 3 nodes" in found["onnxruntime-models"]
+    assert "onnxruntime-errors" not in found and "headline" not in found
 
 
 @pytest.fixture
