@@ -155,7 +155,7 @@ def group_norm(
         y of the shape and dtype of input, in the memory format that torch suggests for it.
 
     Raises:
-        As torch.nn.functional.group_norm; ValueError for an unknown activation.
+        ValueError: activation is unknown; else what torch.nn.functional.group_norm raises.
     """
     act = "none" if activation is None else activation_name(activation)
     y = _normalize(_kernels.see_groups, num_groups, input, weight, bias, eps, act)
@@ -194,7 +194,7 @@ def instance_norm(
         own is contiguous).
 
     Raises:
-        As torch.nn.functional.instance_norm; ValueError for an unknown activation.
+        ValueError: activation is unknown; else what torch.nn.functional.instance_norm raises.
     """
     act = activation_name(activation)
     if use_input_stats and running_mean is None and running_var is None:
@@ -230,7 +230,7 @@ def layer_norm(
         y of the shape and dtype of input, contiguous.
 
     Raises:
-        As torch.nn.functional.layer_norm; ValueError for an unknown activation.
+        ValueError: activation is unknown; else what torch.nn.functional.layer_norm raises.
     """
     act = activation_name(activation)
     shape = tuple(normalized_shape)
