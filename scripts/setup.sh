@@ -18,15 +18,15 @@ quietly() {
 }
 
 # watched NAME COMMAND...: as quietly, but shows the last line of the output and the seconds so far: in
-# place on a terminal, elsewhere a line for each change.
+# place on a terminal, elsewhere a line for each change and for every ten seconds.
 watched() {
-  local log=build/$1.log began=$SECONDS line=${*:2} next shown= end='\n'
+  local log=build/$1.log began=$SECONDS line=${*:2} next shown=${*:2} end='\n'
   if [[ -t 1 ]]; then end='\033[K\r'; fi
   "${@:2}" 2>&1 | tee "$log" | {
     printf "%4d s  %.90s$end" 0 "$line"
     while read -r -t 1 next || (($? > 128)); do # 128: nothing came for a second
       line=${next:-$line}
-      if [[ -t 1 || $line != "$shown" ]]; then
+      if [[ -t 1 || $line != "$shown" ]] || (((SECONDS - began) % 10 == 9)); then
         printf "%4d s  %.90s$end" $((SECONDS - began)) "$line"
       fi
       shown=$line
