@@ -1,4 +1,4 @@
-"""Group normalization and its family on CPUs, for NumPy arrays and all that speak DLPack.
+"""Group normalization and its family on CPUs, for NumPy arrays and others that support DLPack.
 
     >>> y = groupnorm.group_norm(x, num_groups=32, weight=gamma, bias=beta, activation="silu")
 

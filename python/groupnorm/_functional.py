@@ -39,9 +39,10 @@ def group_norm(
 
     Args:
         x: [N, C, ...], or [N, ..., C] by `layout`. float16, bfloat16 (of ml_dtypes), float32 or
-            float64: a NumPy array, or an array on the CPU that speaks DLPack or that
-            numpy.asarray takes. It is read where it lies if its memory is in one of the two
-            orders, whichever `layout` says; else (a slice, a reversed axis) from a copy in C order.
+            float64: a NumPy array, or an array on the CPU that supports DLPack or that
+            numpy.asarray accepts. It is read without a copy if its memory is in one of the two
+            orders, whichever `layout` is; otherwise (a slice, a reversed axis) it is copied in C
+            order first.
         num_groups: divides C. 1 takes all channels together, C each by itself.
         weight: [C], or [N, C] with one for each example (adaptive normalization), in the dtype of
             x, or float32 beside float16 and bfloat16. None: 1.
@@ -57,7 +58,7 @@ def group_norm(
         return_statistics: whether to return mean and rstd too, as group_norm_backward takes them.
 
     Returns:
-        y, in the shape and dtype of x, and in its memory order where x is read where it lies. Or
+        y, in the shape and dtype of x, and in its memory order if x is read without a copy. Or
         (y, mean, rstd), float64 of shape [N, num_groups], rstd = 1 / sqrt(var + eps); NaN where x
         is empty.
 
