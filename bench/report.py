@@ -403,7 +403,10 @@ def _jvm(results: Results) -> str:
             for name, time in times.items()
         ]
         rows.append([_shape(case["shape"], case["groups"]), *cells])
-    return _table(["shape, groups", *results.jvm[0]["p50_us"]], rows) if rows else ""
+    if not rows:
+        return ""
+    names = (f"`{name}`" for name in results.jvm[0]["p50_us"])  # else [][] would be a link
+    return _table(["shape, groups", *names], rows)
 
 
 # --- Of the other programs
