@@ -133,10 +133,10 @@ def _versions(names: Sequence[str]) -> dict[str, str]:
 
 def machine() -> dict[str, Any]:
     """What a result was measured on: the processor and the versions."""
+    from groupnorm._core import caches, processor
     from rivals import RIVALS
 
     import groupnorm
-    from groupnorm._cli.machine import caches, processor
 
     return {
         "processor": processor(),
@@ -193,7 +193,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     _keep_to(options.threads)
     import torch
-    from groupnorm._core import caches, processor
     from rivals import RIVALS, Absent, Job
     from tqdm import tqdm
 
