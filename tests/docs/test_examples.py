@@ -53,7 +53,8 @@ def _run_python(page: Path, block: Block, names: dict[str, object]) -> str:
 
 def _run_shell(page: Path, block: Block, command: str, environment: dict[str, str]) -> str:
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", command],
+        # -P: cmake must see the checkout where it is, not at the link, or it refuses other builds.
+        ["bash", "-ePuo", "pipefail", "-c", command],
         check=False,
         env=environment,
         stdout=subprocess.PIPE,
