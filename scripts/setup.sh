@@ -59,5 +59,14 @@ need_packages() {
   watched apt-install "${apt[@]}" install -y --no-install-recommends "${missing[@]}"
 }
 
+# need_venv: build/venv, with what tests/requirements.txt lists.
+need_venv() {
+  if cmp -s tests/requirements.txt build/venv/requirements.txt; then return; fi
+  say "install tests/requirements.txt in build/venv"
+  quietly venv python3 -m venv --clear build/venv
+  quietly pip build/venv/bin/python -m pip install -r tests/requirements.txt
+  cp tests/requirements.txt build/venv
+}
+
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 mkdir -p build

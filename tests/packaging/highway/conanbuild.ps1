@@ -1,0 +1,1 @@
+& "$PSScriptRoot/conanbuildenv.ps1"

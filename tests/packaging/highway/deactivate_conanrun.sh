@@ -1,0 +1,1 @@
+. "/tmp/w/release/tests/packaging/highway/deactivate_conanrunenv.sh"
