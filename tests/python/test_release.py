@@ -11,9 +11,9 @@ import pytest
 import groupnorm
 
 ROOT = Path(__file__).parents[2]
-VERSION = re.search(
+(VERSION,) = re.findall(
     r'define GROUPNORM_VERSION "(.*)"', (ROOT / "include/groupnorm/version.h").read_text()
-)[1]
+)
 
 
 def test_every_file_has_the_version_of_the_header():
