@@ -12,9 +12,9 @@ from PIL import Image
 
 
 def test_from_a_wheel_to_a_normalized_nifti_file_in_two_lines(tmp_path: Path) -> None:
-    wheels = sorted((ROOT / "build/wheel").glob("groupnorm-*.whl"))
+    wheels = sorted((ROOT / "build/dist").glob("groupnorm-*.whl"))
     if not wheels:
-        pytest.skip("build/wheel has no wheel: python -m pip wheel --no-deps -w build/wheel .")
+        pytest.skip("build/dist has no wheel: scripts/release --quick")
     page = ROOT / "docs/get-started/command-line.md"
     lines = next(b for b in blocks(page) if "nii.gz" in b.code).code.splitlines()
     assert len(lines) == 2

@@ -1,1 +1,0 @@
-& "$PSScriptRoot/conanbuildenv.ps1"

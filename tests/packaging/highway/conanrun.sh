@@ -1,1 +1,0 @@
-. "/tmp/w/release/tests/packaging/highway/conanrunenv.sh"
