@@ -9,7 +9,7 @@ import java.util.stream.IntStream;
  * The definition in plain double loops, forward and backward, and how far a result may be from it.
  * Sums are compensated (DoubleStream.sum), so that they are good to the last places of double.
  *
- * <p>The units of the errors are those of docs/numerics.md and tests/cases.cpp.
+ * <p>The units of the errors are those of docs/numerics.md and src/testing/cases.cpp.
  */
 final class Plain {
   // What is normalized.
