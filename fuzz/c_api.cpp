@@ -269,7 +269,7 @@ void forward(From& from, const gn_plan& plan, const gn_spec& spec) {
     args.rstd = take_pointer<double>(from, sizes.statistics);
   }
   spoil_size(from, &later);
-  const std::size_t needed = gn_plan_workspace_bytes(&plan);
+  const std::size_t needed = spec.given_statistics != 0 ? 0 : gn_plan_workspace_bytes(&plan);
   const Workspace workspace = take_workspace(from, needed);
   const gn_executor executor = take_executor(from);
   const bool alone = from.ConsumeBool();
@@ -348,6 +348,49 @@ void backward(From& from, const gn_plan& plan, const gn_spec& spec) {
   });
 }
 
+// Of an empty tensor as well; a block of all of no examples is one.
+std::int64_t count_blocks(const gn_spec& spec) {
+  const auto parts = [](std::int64_t size, std::int64_t part) {
+    return part == 0 ? 1 : size / part;
+  };
+  const Wide blocks =
+      Wide{parts(spec.shape.n, spec.block.examples)} * parts(spec.shape.c, spec.block.channels);
+  return static_cast<std::int64_t>(std::min(blocks, kMost));
+}
+
+void reduce(From& from, const gn_plan& plan, const gn_spec& spec) {
+  const std::int64_t blocks = count_blocks(spec);
+  const Sizes sizes(spec, blocks);
+  const void* const x = take_pointer<void>(from, sizes.tensor);
+  auto* const moments = take_pointer<gn_moments>(from, Wide{blocks} * 24);
+  const std::size_t needed = gn_plan_workspace_bytes(&plan);
+  const Workspace workspace = take_workspace(from, needed);
+  const gn_executor executor = take_executor(from);
+  const bool alone = from.ConsumeBool();
+  const Memory memory{
+      {{moments, Wide{blocks} * 24, 8}, {workspace.data, static_cast<Wide>(workspace.bytes), 1}},
+      {{}, {x, sizes.tensor, size_of(spec.data)}}};
+  const bool room = workspace.bytes >= needed && (needed == 0 || workspace.data != nullptr);
+  const bool threads = alone || (executor.threads >= 1 && executor.threads <= 1024);
+  const bool there = (x != nullptr || sizes.tensor == 0) && (moments != nullptr || blocks == 0);
+  expect(there && room && threads && memory.is_good(), memory, "gn_reduce", [&] {
+    return gn_reduce(&plan, x, moments, workspace.data, workspace.bytes,
+                     alone ? nullptr : &executor);
+  });
+}
+
+void finish(From& from, const gn_plan& plan) {
+  const auto blocks = from.ConsumeIntegralInRange<std::int64_t>(-1, 8);
+  const Wide count = std::max<std::int64_t>(blocks, 0);
+  const auto* const moments = take_pointer<gn_moments>(from, count * 24);
+  auto* const mean = take_pointer<double>(from, count * 8);
+  auto* const rstd = take_pointer<double>(from, count * 8);
+  const Memory memory{{{mean, count * 8, 8}, {rstd, count * 8, 8}}, {{}, {moments, count * 24, 8}}};
+  const bool there = moments != nullptr || blocks == 0;
+  expect(blocks >= 0 && there && memory.is_good(), memory, "gn_finish",
+         [&] { return gn_finish(&plan, moments, blocks, mean, rstd); });
+}
+
 gn_plan garbage() {
   gn_plan plan;
   std::memset(&plan, 0xA5, sizeof plan);
@@ -380,7 +423,12 @@ void run(From& from) {
     for (std::size_t i = 0; i < kArena; ++i) {
       arena[i] = bytes.empty() ? std::uint8_t{0} : bytes[i % bytes.size()];
     }
-    from.ConsumeBool() ? forward(from, plan, spec.known) : backward(from, plan, spec.known);
+    switch (from.ConsumeIntegralInRange(0, 3)) {
+      case 0: forward(from, plan, spec.known); break;
+      case 1: backward(from, plan, spec.known); break;
+      case 2: reduce(from, plan, spec.known); break;
+      default: finish(from, plan);
+    }
   }
 }
 

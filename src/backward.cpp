@@ -9,6 +9,7 @@
 #include "validate.h"
 
 #include <algorithm>
+#include <cmath>
 #include <memory>
 
 namespace groupnorm {
@@ -26,8 +27,10 @@ class GradientPass {
     const Backward& args = gradient_.args;
     const Schedule& schedule = gradient_.call.schedule;
     const bool wants_dx = args.dx != nullptr;
-    const bool wants_sums = args.dgamma != nullptr || args.dbeta != nullptr ||
-                            (wants_dx && !gradient_.call.spec.given_statistics);
+    const bool wants_terms =
+        wants_dx && gradient_.whole == nullptr && !gradient_.call.spec.given_statistics;
+    const bool wants_sums =
+        args.dgamma != nullptr || args.dbeta != nullptr || wants_terms || gradient_.own != nullptr;
     const std::int64_t pieces = schedule.units * walk_.chunks();
     if (wants_dx && wants_sums && !splits(schedule, executor_.threads)) {
       // A thread reduces and then applies one unit after another, while it lies in its cache.
@@ -39,10 +42,20 @@ class GradientPass {
     };
     return (!wants_sums ||
             share([&](std::int64_t begin, std::int64_t end) { reduce(begin, end); })) &&
-           (!wants_dx || share([&](std::int64_t begin, std::int64_t end) { apply(begin, end); }));
+           (!wants_dx || share([&](std::int64_t begin, std::int64_t end) { apply(begin, end); })) &&
+           (gradient_.own == nullptr || write_own());
   }
 
  private:
+  bool write_own() const {
+    const std::int64_t blocks = blocks_of(gradient_.call.spec);
+    return parallel_for(executor_, blocks, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t b = begin; b < end; ++b) {
+        gradient_.own[b] = block_sums(gradient_, b, gradient_.statistics(b));
+      }
+    });
+  }
+
   void find_statistics(std::int64_t unit, Statistics* statistics) const {
     for (std::int64_t b = 0; b < walk_.blocks(unit); ++b) {
       statistics[b] = gradient_.statistics(walk_.first_block(unit) + b);
@@ -180,6 +193,30 @@ void write_nothing(const Spec& spec, const Backward& args) {
   }
 }
 
+// Of arguments that are checked, of a tensor that is not empty.
+Status run(const Call& call, const Backward& args, std::span<std::byte> workspace,
+           const Executor& executor, const BlockSums* whole, double count, BlockSums* own) {
+  void* aligned = workspace.data();
+  std::size_t room = workspace.size();
+  auto* const sums = static_cast<GradientSums*>(
+      std::align(alignof(GradientSums), sizeof(GradientSums), aligned, room));
+  const SumsMap map(call.spec, call.schedule);
+  const GradientCall gradient{call, args, map, sums, whole, count, own};
+  const Executor alone;
+  const Executor& used = runs_alone(call) || executor.run == nullptr ? alone : executor;
+  bool done = map.by_elements         ? LayerGradient(gradient).run(used)
+              : call.schedule.columns ? GradientPass<GradientColumns>(gradient, used).run()
+                                      : GradientPass<GradientRows>(gradient, used).run();
+  if (args.dgamma != nullptr || args.dbeta != nullptr) done = done && Params(gradient).run(used);
+  return done ? Status::ok : Status::executor_failed;
+}
+
+// What of a backward call forward knows. beta is read for the derivative of an activation alone.
+Forward forward_of(const Spec& spec, const Backward& args) {
+  const bool reads_beta = spec.activation != Activation::none;
+  return {.x = args.x, .gamma = args.gamma, .beta = reads_beta ? args.beta : nullptr};
+}
+
 }  // namespace
 }  // namespace detail
 
@@ -195,38 +232,61 @@ Status Plan::backward(const Backward& args, std::span<std::byte> workspace,
   if (target_ == nullptr) return Status::not_planned;
   if (const Status status = detail::check_executor(executor); status != Status::ok) return status;
   if (detail::is_empty(spec_.shape)) {
-    const Status status = detail::check_backward_of_nothing(spec_, args);
+    const Status status = detail::check_backward_of_nothing(spec_, args, 0, nullptr);
     if (status == Status::ok) detail::write_nothing(spec_, args);
     return status;
   }
-  const Status status =
-      detail::check_backward(spec_, blocks(), args, workspace, backward_workspace_bytes());
+  const Status status = detail::check_backward(spec_, blocks(), args, nullptr, nullptr, workspace,
+                                               backward_workspace_bytes());
   if (status != Status::ok) return status;
-
-  const bool reads_beta = spec_.activation != Activation::none;
-  const Forward forward{.x = args.x, .gamma = args.gamma, .beta = reads_beta ? args.beta : nullptr};
+  const Forward forward = detail::forward_of(spec_, args);
   const auto store =
       schedule_.streaming && args.dx != args.dy ? detail::Store::streaming : detail::Store::cached;
   const detail::Call call{spec_, schedule_, *target_, forward, store};
-  void* aligned = workspace.data();
-  std::size_t room = workspace.size();
-  auto* const sums = static_cast<detail::GradientSums*>(
-      std::align(alignof(detail::GradientSums), sizeof(detail::GradientSums), aligned, room));
-  const detail::SumsMap map(spec_, schedule_);
-  const detail::GradientCall gradient{call, args, map, sums};
+  return detail::run(call, args, workspace, executor, nullptr, 0, nullptr);
+}
 
-  const std::int64_t bytes = spec_.shape.n * spec_.shape.c * spec_.shape.s * call.element;
-  const Executor alone;
-  const bool small = bytes < detail::kParallelBytes;
-  const Executor& used = small || executor.run == nullptr ? alone : executor;
-  bool done = map.by_elements ? detail::LayerGradient(gradient).run(used)
-              : schedule_.columns
-                  ? detail::GradientPass<detail::GradientColumns>(gradient, used).run()
-                  : detail::GradientPass<detail::GradientRows>(gradient, used).run();
-  if (args.dgamma != nullptr || args.dbeta != nullptr) {
-    done = done && detail::Params(gradient).run(used);
+Status Plan::reduce_gradient(const Backward& args, BlockSums* sums, std::span<std::byte> workspace,
+                             const Executor& executor) const noexcept {
+  if (target_ == nullptr) return Status::not_planned;
+  if (const Status status = detail::check_executor(executor); status != Status::ok) return status;
+  const std::int64_t blocks = detail::blocks_of(spec_);
+  if (sums == nullptr && blocks > 0) return Status::null_sums;
+  if (detail::is_empty(spec_.shape)) {
+    const Status status = detail::check_backward_of_nothing(spec_, args, blocks, sums);
+    if (status != Status::ok) return status;
+    detail::write_nothing(spec_, args);
+    std::fill_n(sums, blocks, BlockSums{});
+    return Status::ok;
   }
-  return done ? Status::ok : Status::executor_failed;
+  Backward own = args;
+  own.dx = nullptr;
+  const Status status = detail::check_backward(spec_, blocks, own, nullptr, sums, workspace,
+                                               backward_workspace_bytes());
+  if (status != Status::ok) return status;
+  const Forward forward = detail::forward_of(spec_, own);
+  const detail::Call call{spec_, schedule_, *target_, forward, detail::Store::cached};
+  return detail::run(call, own, workspace, executor, nullptr, 0, sums);
+}
+
+Status Plan::apply_gradient(const Backward& args, const BlockSums* sums, double count,
+                            const Executor& executor) const noexcept {
+  if (target_ == nullptr) return Status::not_planned;
+  if (const Status status = detail::check_executor(executor); status != Status::ok) return status;
+  if (detail::is_empty(spec_.shape)) return Status::ok;
+  if (sums == nullptr) return Status::null_sums;
+  const auto least =
+      static_cast<double>(std::max<std::int64_t>(block_elements(), spec_.correction + 1));
+  if (!(count >= least && std::isfinite(count))) return Status::count;
+  Backward own = args;
+  own.dgamma = own.dbeta = nullptr;
+  const Status status = detail::check_backward(spec_, blocks(), own, sums, nullptr, {}, 0);
+  if (status != Status::ok) return status;
+  const Forward forward = detail::forward_of(spec_, own);
+  const auto store =
+      schedule_.streaming && own.dx != own.dy ? detail::Store::streaming : detail::Store::cached;
+  const detail::Call call{spec_, schedule_, *target_, forward, store};
+  return detail::run(call, own, {}, executor, sums, count, nullptr);
 }
 
 }  // namespace groupnorm

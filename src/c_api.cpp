@@ -94,6 +94,13 @@ static_assert(same(GN_STATUS_EXECUTOR, Status::executor));
 static_assert(same(GN_STATUS_NOT_PLANNED, Status::not_planned));
 static_assert(same(GN_STATUS_NOT_BUILT, Status::not_built));
 static_assert(same(GN_STATUS_EXECUTOR_FAILED, Status::executor_failed));
+static_assert(same(GN_STATUS_NULL_MOMENTS, Status::null_moments));
+static_assert(same(GN_STATUS_NULL_SUMS, Status::null_sums));
+static_assert(same(GN_STATUS_MISALIGNED_MOMENTS, Status::misaligned_moments));
+static_assert(same(GN_STATUS_MISALIGNED_SUMS, Status::misaligned_sums));
+static_assert(same(GN_STATUS_OVERLAP_MOMENTS, Status::overlap_moments));
+static_assert(same(GN_STATUS_OVERLAP_SUMS, Status::overlap_sums));
+static_assert(same(GN_STATUS_COUNT, Status::count));
 
 // A number from C as an enumerator. What does not fit becomes 255, which no enumeration has and
 // which the engine refuses; a plain cast would wrap round to a number that it accepts.
@@ -188,6 +195,21 @@ Backward from_c(const gn_backward_args& args) {
 Executor from_c(const gn_executor* executor) {
   if (executor == nullptr) return {};
   return {executor->run, executor->context, executor->threads};
+}
+
+// Structs of the same doubles: their arrays are handed on as they are.
+static_assert(sizeof(gn_moments) == sizeof(Moments) &&
+              offsetof(gn_moments, mean) == offsetof(Moments, mean) &&
+              offsetof(gn_moments, m2) == offsetof(Moments, m2));
+static_assert(sizeof(gn_block_sums) == sizeof(BlockSums) &&
+              offsetof(gn_block_sums, e) == offsetof(BlockSums, e));
+Moments* from_c(gn_moments* moments) { return reinterpret_cast<Moments*>(moments); }
+const Moments* from_c(const gn_moments* moments) {
+  return reinterpret_cast<const Moments*>(moments);
+}
+BlockSums* from_c(gn_block_sums* sums) { return reinterpret_cast<BlockSums*>(sums); }
+const BlockSums* from_c(const gn_block_sums* sums) {
+  return reinterpret_cast<const BlockSums*>(sums);
 }
 
 std::span<std::byte> bytes_of(void* workspace, std::size_t bytes) {
@@ -294,6 +316,38 @@ gn_status gn_backward(const gn_plan* plan, const gn_backward_args* args, void* w
   if (!read(args, kFirstBackwardArgsSize, &known)) return GN_STATUS_STRUCT_SIZE;
   return to_c(
       from_c(plan).backward(from_c(known), bytes_of(workspace, workspace_bytes), from_c(executor)));
+}
+
+void gn_merge(const gn_moments* more, int64_t blocks, gn_moments* total) {
+  merge(from_c(more), blocks, from_c(total));
+}
+
+gn_status gn_reduce(const gn_plan* plan, const void* x, gn_moments* moments, void* workspace,
+                    size_t workspace_bytes, const gn_executor* executor) {
+  return to_c(from_c(plan).reduce(x, from_c(moments), bytes_of(workspace, workspace_bytes),
+                                  from_c(executor)));
+}
+
+gn_status gn_finish(const gn_plan* plan, const gn_moments* moments, int64_t blocks, double* mean,
+                    double* rstd) {
+  return to_c(from_c(plan).finish(from_c(moments), blocks, mean, rstd));
+}
+
+gn_status gn_reduce_gradient(const gn_plan* plan, const gn_backward_args* args, gn_block_sums* sums,
+                             void* workspace, size_t workspace_bytes, const gn_executor* executor) {
+  if (args == nullptr) return GN_STATUS_NULL_ARGS;
+  gn_backward_args known;
+  if (!read(args, kFirstBackwardArgsSize, &known)) return GN_STATUS_STRUCT_SIZE;
+  return to_c(from_c(plan).reduce_gradient(from_c(known), from_c(sums),
+                                           bytes_of(workspace, workspace_bytes), from_c(executor)));
+}
+
+gn_status gn_apply_gradient(const gn_plan* plan, const gn_backward_args* args,
+                            const gn_block_sums* sums, double count, const gn_executor* executor) {
+  if (args == nullptr) return GN_STATUS_NULL_ARGS;
+  gn_backward_args known;
+  if (!read(args, kFirstBackwardArgsSize, &known)) return GN_STATUS_STRUCT_SIZE;
+  return to_c(from_c(plan).apply_gradient(from_c(known), from_c(sums), count, from_c(executor)));
 }
 
 const char* const* gn_targets(size_t* count) {

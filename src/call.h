@@ -48,6 +48,12 @@ struct Call {
   }
 };
 
+// Whether it is over before a second thread is awake.
+inline bool runs_alone(const Call& call) {
+  const Shape& shape = call.spec.shape;
+  return shape.n * shape.c * shape.s * call.element < kParallelBytes;
+}
+
 // parallel_for, with what the threads have streamed there for all to see.
 template <class Body>
 [[nodiscard]] bool parallel_for(const Call& call, const Executor& executor, std::int64_t count,

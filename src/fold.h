@@ -12,13 +12,6 @@
 
 namespace groupnorm::detail {
 
-// Of `count` elements: their mean, and m2 = sum (x - mean)^2.
-struct Moments {
-  double count;
-  double mean;
-  double m2;
-};
-
 // Which sums of deviations from a pilot hold (kernels/moments-inl.h); the others are made again in
 // double. Both are variances.
 struct Trust {
@@ -98,7 +91,10 @@ inline bool needs_extreme(const Spec& spec, bool out_of_range) {
 inline Statistics given(const Spec& spec, const Forward& args, std::int64_t block) {
   const double mean = spec.center ? args.given_mean[block] : 0;
   const double rstd = args.given_rstd[block];
-  const bool out_of_range = std::fabs(mean) >= kExtremeMean || std::fabs(rstd) >= kExtremeRstd;
+  const double size = std::fabs(rstd);
+  // f32 holds few digits of so small an rstd, or none.
+  const bool tiny = size != 0 && size <= 1 / kExtremeMean;
+  const bool out_of_range = std::fabs(mean) >= kExtremeMean || size >= kExtremeRstd || tiny;
   return {mean, rstd, needs_extreme(spec, out_of_range)};
 }
 

@@ -7,6 +7,7 @@
 #include "validate.h"
 
 #include <algorithm>
+#include <limits>
 #include <memory>
 
 namespace groupnorm {
@@ -19,7 +20,7 @@ class Pass {
   Pass(const Call& call, Moments* partial, const Executor& executor)
       : call_(call), walk_(call), partial_(partial), executor_(executor) {}
 
-  // False where the executor did not do its part.
+  // False where the executor did not do its part, as of `reduce`.
   bool run() const {
     const Schedule& schedule = call_.schedule;
     const std::int64_t units = walk_.units(), pieces = units * schedule.chunks;
@@ -37,12 +38,7 @@ class Pass {
       return parallel_for(call_, executor_, units,
                           [&](std::int64_t begin, std::int64_t end) { fused(begin, end); });
     }
-    const auto reduce = [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t i = begin; i < end; ++i) {
-        walk_.reduce(i / schedule.chunks, i % schedule.chunks, partial_ + i * stride());
-      }
-    };
-    return parallel_for(call_, executor_, pieces, reduce) &&
+    return reduce_chunks() &&
            parallel_for(call_, executor_, pieces, [&](std::int64_t begin, std::int64_t end) {
              apply(begin, end, [&](std::int64_t unit, Statistics* statistics) {
                fold(unit, statistics, begin <= unit * schedule.chunks);
@@ -50,34 +46,66 @@ class Pass {
            });
   }
 
+  // The moments of all blocks.
+  bool reduce(Moments* moments) const {
+    const bool split = splits(call_.schedule, executor_.threads);
+    if (split && !reduce_chunks()) return false;
+    return parallel_for(call_, executor_, walk_.units(), [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t unit = begin; unit < end; ++unit) {
+        Moments* const total = moments + walk_.first_block(unit);
+        split ? merge_chunks(unit, total) : reduce_unit(unit, total);
+      }
+    });
+  }
+
  private:
+  // The chunks of all units, to the workspace. This and the next two are inlined so that forward is
+  // no larger for those who never call `reduce`.
+  [[gnu::always_inline]] bool reduce_chunks() const {
+    const std::int64_t chunks = call_.schedule.chunks;
+    return parallel_for(call_, executor_, walk_.units() * chunks,
+                        [&](std::int64_t begin, std::int64_t end) {
+                          for (std::int64_t i = begin; i < end; ++i) {
+                            walk_.reduce(i / chunks, i % chunks, partial_ + i * stride());
+                          }
+                        });
+  }
+
   std::int64_t stride() const { return call_.schedule.blocks_per_unit; }
 
   void add(std::int64_t unit, const Moments* chunk, Moments* total) const {
     for (std::int64_t b = 0; b < walk_.blocks(unit); ++b) total[b] = merge(total[b], chunk[b]);
   }
 
-  // From the moments of chunks in the workspace. This and `find` are not inlined, so that moments
-  // have left the stack when the unit is applied.
-  [[gnu::noinline]] void fold(std::int64_t unit, Statistics* statistics, bool writes) const {
+  // From the moments of chunks in the workspace.
+  [[gnu::always_inline]] void merge_chunks(std::int64_t unit, Moments* total) const {
     const Moments* const first = partial_ + unit * call_.schedule.chunks * stride();
-    Moments total[Walk::kMaxBlocks];
     std::copy_n(first, walk_.blocks(unit), total);
     for (std::int64_t chunk = 1; chunk < call_.schedule.chunks; ++chunk) {
       add(unit, first + chunk * stride(), total);
     }
-    finish_unit(unit, total, statistics, writes);
   }
 
-  // Reduces a unit. Where it has several chunks, each goes through the workspace.
-  [[gnu::noinline]] void find(std::int64_t unit, Statistics* statistics) const {
-    Moments total[Walk::kMaxBlocks];
+  // Where a unit has several chunks, each goes through the workspace.
+  [[gnu::always_inline]] void reduce_unit(std::int64_t unit, Moments* total) const {
     walk_.reduce(unit, 0, total);
     for (std::int64_t chunk = 1; chunk < call_.schedule.chunks; ++chunk) {
       Moments* const part = partial_ + unit * call_.schedule.chunks * stride();
       walk_.reduce(unit, chunk, part);
       add(unit, part, total);
     }
+  }
+
+  // This and `find` are not inlined, so that moments have left the stack when the unit is applied.
+  [[gnu::noinline]] void fold(std::int64_t unit, Statistics* statistics, bool writes) const {
+    Moments total[Walk::kMaxBlocks];
+    merge_chunks(unit, total);
+    finish_unit(unit, total, statistics, writes);
+  }
+
+  [[gnu::noinline]] void find(std::int64_t unit, Statistics* statistics) const {
+    Moments total[Walk::kMaxBlocks];
+    reduce_unit(unit, total);
     finish_unit(unit, total, statistics, true);
   }
 
@@ -126,30 +154,80 @@ class Pass {
   const Executor& executor_;
 };
 
+// Runs `body` on the Pass of a call by its walk; false where the executor did not do its part.
+template <class Body>
+bool run_pass(const Call& call, std::span<std::byte> workspace, const Executor& executor,
+              const Body& body) {
+  const Executor alone;
+  const Executor& used = runs_alone(call) || executor.run == nullptr ? alone : executor;
+  void* aligned = workspace.data();
+  std::size_t room = workspace.size();
+  auto* const partial =
+      static_cast<Moments*>(std::align(alignof(Moments), sizeof(Moments), aligned, room));
+  return call.schedule.columns ? body(Pass<Columns>(call, partial, used))
+                               : body(Pass<Rows>(call, partial, used));
+}
+
 }  // namespace
 }  // namespace detail
+
+void merge(const Moments* more, std::int64_t blocks, Moments* total) noexcept {
+  for (std::int64_t i = 0; i < blocks; ++i) {
+    if (more[i].count != 0) total[i] = detail::merge(total[i], more[i]);
+  }
+}
+
+Status Plan::reduce(const void* x, Moments* moments, std::span<std::byte> workspace,
+                    const Executor& executor) const noexcept {
+  if (target_ == nullptr) return Status::not_planned;
+  if (const Status status = detail::check_executor(executor); status != Status::ok) return status;
+  const std::int64_t blocks = detail::blocks_of(spec_);
+  const Status status =
+      detail::check_reduce(spec_, blocks, x, moments, workspace, workspace_bytes());
+  if (status != Status::ok) return status;
+  if (detail::is_empty(spec_.shape)) {
+    std::fill_n(moments, blocks, Moments{});
+    return Status::ok;
+  }
+  const Forward args{.x = x};
+  const detail::Call call{spec_, schedule_, *target_, args, detail::Store::cached};
+  const bool done = detail::run_pass(call, workspace, executor,
+                                     [&](const auto& pass) { return pass.reduce(moments); });
+  return done ? Status::ok : Status::executor_failed;
+}
+
+Status Plan::finish(const Moments* moments, std::int64_t blocks, double* mean,
+                    double* rstd) const noexcept {
+  if (target_ == nullptr) return Status::not_planned;
+  const Status status = detail::check_finish(moments, blocks, mean, rstd);
+  if (status != Status::ok) return status;
+  for (std::int64_t b = 0; b < blocks; ++b) {
+    detail::Statistics statistics{std::numeric_limits<double>::quiet_NaN(),
+                                  std::numeric_limits<double>::quiet_NaN(), false};
+    if (moments[b].count > spec_.correction) {
+      target_->of(spec_.data)
+          .finish({moments + b, 1, spec_.correction, spec_.eps, spec_.center, &statistics});
+    }
+    if (mean != nullptr) mean[b] = statistics.mean;
+    if (rstd != nullptr) rstd[b] = statistics.rstd;
+  }
+  return Status::ok;
+}
 
 Status Plan::forward(const Forward& args, std::span<std::byte> workspace,
                      const Executor& executor) const noexcept {
   if (target_ == nullptr) return Status::not_planned;
   if (const Status status = detail::check_executor(executor); status != Status::ok) return status;
   if (detail::is_empty(spec_.shape)) return Status::ok;
-  const Status status = detail::check_forward(spec_, blocks(), args, workspace, workspace_bytes());
+  const std::size_t needed = spec_.given_statistics ? 0 : workspace_bytes();
+  const Status status = detail::check_forward(spec_, blocks(), args, workspace, needed);
   if (status != Status::ok) return status;
 
   const auto store =
       schedule_.streaming && args.x != args.y ? detail::Store::streaming : detail::Store::cached;
   const detail::Call call{spec_, schedule_, *target_, args, store};
-  const std::int64_t bytes = spec_.shape.n * spec_.shape.c * spec_.shape.s * call.element;
-  const Executor alone;
-  const bool small = bytes < detail::kParallelBytes;
-  const Executor& used = small || executor.run == nullptr ? alone : executor;
-  void* aligned = workspace.data();
-  std::size_t room = workspace.size();
-  auto* const partial = static_cast<detail::Moments*>(
-      std::align(alignof(detail::Moments), sizeof(detail::Moments), aligned, room));
-  const bool done = schedule_.columns ? detail::Pass<detail::Columns>(call, partial, used).run()
-                                      : detail::Pass<detail::Rows>(call, partial, used).run();
+  const bool done =
+      detail::run_pass(call, workspace, executor, [](const auto& pass) { return pass.run(); });
   return done ? Status::ok : Status::executor_failed;
 }
 

@@ -54,7 +54,12 @@ struct GradientCall {
   const Call& call;
   const Backward& args;
   const SumsMap& map;
-  GradientSums* sums;
+  GradientSums* sums;  // null where `whole` stands in for them
+  // Of blocks that are cut into pieces, of which this is one: what they are in all, and `count` of
+  // them are elements of a block; or where to write what this piece adds to that. Else null.
+  const BlockSums* whole = nullptr;
+  double count = 0;
+  BlockSums* own = nullptr;
 
   const void* dy(std::int64_t index) const {
     return static_cast<const std::byte*>(args.dy) + index * call.element;
@@ -94,18 +99,18 @@ inline bool sound(const GradientSums& sums, const Statistics& statistics) {
 }
 
 // gradient_terms (fold.h) of a block of this call.
-inline GradientTerms terms_of(const Call& call, const Statistics& statistics, double rstd_d,
-                              double rstd_e) {
-  return gradient_terms(gradient_rule(call), statistics, call.split(statistics.mean).lo, rstd_d,
-                        rstd_e);
+inline GradientTerms terms_of(const GradientCall& gradient, const Statistics& statistics,
+                              const BlockSums& sums) {
+  GradientRule rule = gradient_rule(gradient.call);
+  if (gradient.whole != nullptr) rule.count = gradient.count;
+  return gradient_terms(rule, statistics, gradient.call.split(statistics.mean).lo, sums.d, sums.e);
 }
 
-// The terms of a block from the sums of its channels, added in a fixed order.
-inline GradientTerms block_terms(const GradientCall& gradient, std::int64_t block,
-                                 const Statistics& statistics) {
+// What a block has from the sums of its channels, added in a fixed order.
+inline BlockSums block_sums(const GradientCall& gradient, std::int64_t block,
+                            const Statistics& statistics) {
   const Call& call = gradient.call;
   const Spec& spec = call.spec;
-  if (spec.given_statistics) return {0, 0, statistics.extreme};
   const std::int64_t groups = spec.shape.c / spec.block.channels;
   const std::int64_t row = block / groups, first = block % groups * spec.block.channels;
   const std::int64_t spans = spec.block.examples / gradient.map.span_examples;
@@ -123,7 +128,14 @@ inline GradientTerms block_terms(const GradientCall& gradient, std::int64_t bloc
       }
     });
   }
-  return terms_of(call, statistics, statistics.rstd * d, statistics.rstd * e);
+  return {statistics.rstd * d, statistics.rstd * e};
+}
+
+inline GradientTerms block_terms(const GradientCall& gradient, std::int64_t block,
+                                 const Statistics& statistics) {
+  if (gradient.whole != nullptr) return terms_of(gradient, statistics, gradient.whole[block]);
+  if (gradient.call.spec.given_statistics) return {0, 0, statistics.extreme};
+  return terms_of(gradient, statistics, block_sums(gradient, block, statistics));
 }
 
 // dz in tiles, and x beside it, as numbers of the tiles' compute type; then dx. The kernels of that

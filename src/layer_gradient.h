@@ -28,8 +28,9 @@ class LayerGradient {
   bool run(const Executor& executor) const {
     const auto take_spans = [&](std::int64_t begin, std::int64_t end) {
       for (std::int64_t span = begin; span < end; ++span) {
-        GradientSums* const sums = gradient_.sums + gradient_.map.index(span, 0, 0);
-        std::fill_n(sums, call_.spec.shape.c, GradientSums{0, 0});
+        GradientSums* const sums =
+            gradient_.sums == nullptr ? nullptr : gradient_.sums + gradient_.map.index(span, 0, 0);
+        if (sums != nullptr) std::fill_n(sums, call_.spec.shape.c, GradientSums{0, 0});
         const Range examples = piece(span, gradient_.map.span_examples, call_.spec.shape.n);
         const std::int64_t at_once = std::max<std::int64_t>(1, kBlocksAtOnce / groups_);
         for (std::int64_t example = examples.begin; example < examples.end; example += at_once) {
@@ -65,15 +66,35 @@ class LayerGradient {
   void take(Blocks* blocks, GradientSums* sums) const {
     find_statistics(blocks);
     const bool params = gradient_.args.dgamma != nullptr || gradient_.args.dbeta != nullptr;
-    if (params || !call_.spec.given_statistics) {
+    const bool dx = gradient_.args.dx != nullptr;
+    const bool terms = dx && gradient_.whole == nullptr && !call_.spec.given_statistics;
+    if (params || terms || gradient_.own != nullptr) {
       for (std::int64_t g = blocks->groups.begin; g < blocks->groups.end; ++g) {
         reduce(g, blocks, sums);
       }
     }
-    if (gradient_.args.dx == nullptr) return;
     for (std::int64_t e = blocks->examples.begin; e < blocks->examples.end; ++e) {
-      write_dx(e, *blocks);
+      for (std::int64_t g = blocks->groups.begin;
+           gradient_.own != nullptr && g < blocks->groups.end; ++g) {
+        gradient_.own[e * groups_ + g] = block_sums_of(*blocks, blocks->at(e, g));
+      }
+      if (dx) write_dx(e, *blocks);
     }
+  }
+
+  BlockSums block_sums_of(const Blocks& blocks, std::int64_t at) const {
+    const GradientSums& sums = blocks.sums[at];
+    return {sums.dz, sums.dzx - call_.split(blocks.statistics[at].mean).lo * sums.dz};
+  }
+
+  GradientTerms terms_at(std::int64_t example, const Blocks& blocks, std::int64_t group) const {
+    const std::int64_t at = blocks.at(example, group);
+    const Statistics& statistics = blocks.statistics[at];
+    if (gradient_.whole != nullptr) {
+      return terms_of(gradient_, statistics, gradient_.whole[example * groups_ + group]);
+    }
+    if (call_.spec.given_statistics) return {0, 0, statistics.extreme};
+    return terms_of(gradient_, statistics, block_sums_of(blocks, at));
   }
 
   std::int64_t index(std::int64_t example, std::int64_t channel) const {
@@ -195,11 +216,7 @@ class LayerGradient {
     double mean[kBlocksAtOnce], rstd[kBlocksAtOnce];
     bool any_extreme = false;
     for (std::int64_t b = 0; b < blocks.groups.size(); ++b) {
-      const GradientSums& sums = blocks.sums[first + b];
-      const Split split = call_.split(statistics[b].mean);
-      terms[b] = call_.spec.given_statistics
-                     ? GradientTerms{0, 0, statistics[b].extreme}
-                     : terms_of(call_, statistics[b], sums.dz, sums.dzx - split.lo * sums.dz);
+      terms[b] = terms_at(example, blocks, blocks.groups.begin + b);
       mean[b] = statistics[b].mean;
       rstd[b] = statistics[b].rstd;
       any_extreme = any_extreme || terms[b].extreme;

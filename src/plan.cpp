@@ -113,8 +113,7 @@ Status Plan::make(const Spec& spec, Plan* plan, const char* target) noexcept {
 }
 
 std::int64_t Plan::blocks() const noexcept {
-  if (detail::is_empty(spec_.shape)) return 0;
-  return spec_.shape.n / spec_.block.examples * (spec_.shape.c / spec_.block.channels);
+  return detail::is_empty(spec_.shape) ? 0 : detail::blocks_of(spec_);
 }
 
 std::int64_t Plan::block_elements() const noexcept {
@@ -126,9 +125,9 @@ const char* Plan::target() const noexcept { return target_ == nullptr ? "" : tar
 std::size_t Plan::workspace_bytes() const noexcept {
   // Only a split schedule keeps moments, one of each block and chunk; and only where there is more
   // than one chunk is there anything to split.
-  if (schedule_.units == 0 || schedule_.chunks == 1 || spec_.given_statistics) return 0;
+  if (schedule_.units == 0 || schedule_.chunks == 1) return 0;
   const std::int64_t moments = schedule_.units * schedule_.chunks * schedule_.blocks_per_unit;
-  return static_cast<std::size_t>(moments) * sizeof(detail::Moments) + alignof(detail::Moments) - 1;
+  return static_cast<std::size_t>(moments) * sizeof(Moments) + alignof(Moments) - 1;
 }
 
 }  // namespace groupnorm

@@ -45,6 +45,15 @@ bool splits(const Schedule& schedule, int threads) noexcept;
 
 constexpr bool is_empty(const Shape& shape) { return shape.n == 0 || shape.c == 0 || shape.s == 0; }
 
+// How many blocks a tensor has, an empty one as well: a block of all of no examples, as batch_norm
+// has it there, is one.
+constexpr std::int64_t blocks_of(const Spec& spec) {
+  const auto parts = [](std::int64_t size, std::int64_t part) {
+    return part == 0 ? 1 : size / part;
+  };
+  return parts(spec.shape.n, spec.block.examples) * parts(spec.shape.c, spec.block.channels);
+}
+
 }  // namespace groupnorm::detail
 
 #endif

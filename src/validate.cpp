@@ -21,6 +21,12 @@ bool multiply(std::int64_t a, std::int64_t b, std::int64_t* product) {
   return true;
 }
 
+// Bytes of an array; as many as there can be where there would be more.
+std::int64_t bytes_of(std::int64_t count, std::int64_t element) {
+  std::int64_t bytes = 0;
+  return multiply(count, element, &bytes) ? bytes : kMaxSize;
+}
+
 template <NamedEnum Enum>
 bool known(Enum value) {
   return row_of(value) != nullptr;
@@ -151,7 +157,9 @@ bool too_small(std::span<std::byte> workspace, std::size_t needed) {
   return workspace.size() < needed || (needed > 0 && workspace.data() == nullptr);
 }
 
-constexpr std::int64_t kStatisticsElement = sizeof(double);
+constexpr std::int64_t kDouble = sizeof(double);
+constexpr std::int64_t kMoments = sizeof(Moments);
+constexpr std::int64_t kBlockSums = sizeof(BlockSums);
 
 }  // namespace
 
@@ -194,15 +202,15 @@ Status check_forward(const Spec& spec, std::int64_t blocks, const Forward& args,
                        {args.y, element, Status::misaligned_y},
                        {args.gamma, param, Status::misaligned_gamma},
                        {args.beta, param, Status::misaligned_beta},
-                       {args.mean, kStatisticsElement, Status::misaligned_mean},
-                       {args.rstd, kStatisticsElement, Status::misaligned_rstd},
-                       {args.given_mean, kStatisticsElement, Status::misaligned_given_mean},
-                       {args.given_rstd, kStatisticsElement, Status::misaligned_given_rstd}});
+                       {args.mean, kDouble, Status::misaligned_mean},
+                       {args.rstd, kDouble, Status::misaligned_rstd},
+                       {args.given_mean, kDouble, Status::misaligned_given_mean},
+                       {args.given_rstd, kDouble, Status::misaligned_given_rstd}});
   if (aligned != Status::ok) return aligned;
   if (too_small(workspace, needed)) return Status::workspace_too_small;
 
   const std::int64_t bytes = tensor_bytes(spec), params = param_bytes(spec);
-  const std::int64_t statistics = blocks * kStatisticsElement;
+  const std::int64_t statistics = blocks * kDouble;
   const std::array outputs{
       Output{region(args.y, bytes), Status::overlap_y},
       Output{region(args.mean, statistics), Status::overlap_mean},
@@ -214,48 +222,90 @@ Status check_forward(const Spec& spec, std::int64_t blocks, const Forward& args,
   return check_overlap(outputs, inputs, region(args.x, bytes), args.y == args.x);
 }
 
-Status check_backward_of_nothing(const Spec& spec, const Backward& args) noexcept {
+Status check_reduce(const Spec& spec, std::int64_t blocks, const void* x, const Moments* moments,
+                    std::span<std::byte> workspace, std::size_t needed) noexcept {
+  if (x == nullptr && tensor_bytes(spec) > 0) return Status::null_x;
+  if (moments == nullptr && blocks > 0) return Status::null_moments;
+  const Status aligned = check_alignment({{x, size_of(spec.data), Status::misaligned_x},
+                                          {moments, kDouble, Status::misaligned_moments}});
+  if (aligned != Status::ok) return aligned;
+  if (too_small(workspace, needed)) return Status::workspace_too_small;
+  const std::array outputs{
+      Output{region(moments, bytes_of(blocks, kMoments)), Status::overlap_moments},
+      Output{region(workspace.data(), static_cast<std::int64_t>(workspace.size())),
+             Status::overlap_workspace}};
+  const std::array<Region, 0> inputs{};
+  return check_overlap(outputs, inputs, region(x, tensor_bytes(spec)), false);
+}
+
+Status check_finish(const Moments* moments, std::int64_t blocks, const double* mean,
+                    const double* rstd) noexcept {
+  std::int64_t bytes = 0;
+  if (blocks < 0) return Status::negative_size;
+  if (!multiply(blocks, kMoments, &bytes)) return Status::size_overflow;
+  if (moments == nullptr && blocks > 0) return Status::null_moments;
+  const Status aligned = check_alignment({{moments, kDouble, Status::misaligned_moments},
+                                          {mean, kDouble, Status::misaligned_mean},
+                                          {rstd, kDouble, Status::misaligned_rstd}});
+  if (aligned != Status::ok) return aligned;
+  const std::array outputs{Output{region(mean, blocks * kDouble), Status::overlap_mean},
+                           Output{region(rstd, blocks * kDouble), Status::overlap_rstd}};
+  const std::array<Region, 0> inputs{};
+  return check_overlap(outputs, inputs, region(moments, bytes), false);
+}
+
+Status check_backward_of_nothing(const Spec& spec, const Backward& args, std::int64_t blocks,
+                                 const BlockSums* written) noexcept {
   const std::int64_t param = size_of(spec.param);
   const Status aligned = check_alignment({{args.dgamma, param, Status::misaligned_dgamma},
-                                          {args.dbeta, param, Status::misaligned_dbeta}});
+                                          {args.dbeta, param, Status::misaligned_dbeta},
+                                          {written, kDouble, Status::misaligned_sums}});
   if (aligned != Status::ok) return aligned;
   const bool none = spec.shape.c == 0 || (spec.shape.n == 0 && spec.param_stride != 0);
   const std::int64_t params = none ? 0 : param_bytes(spec);
-  const bool touch = region(args.dgamma, params).touches(region(args.dbeta, params));
-  return touch ? Status::overlap_dbeta : Status::ok;
+  const std::array outputs{
+      Output{region(args.dgamma, params), Status::overlap_dgamma},
+      Output{region(args.dbeta, params), Status::overlap_dbeta},
+      Output{region(written, bytes_of(blocks, kBlockSums)), Status::overlap_sums}};
+  const std::array<Region, 0> inputs{};
+  return check_overlap(outputs, inputs, region(nullptr, 0), false);
 }
 
 Status check_backward(const Spec& spec, std::int64_t blocks, const Backward& args,
+                      const BlockSums* read, const BlockSums* written,
                       std::span<std::byte> workspace, std::size_t needed) noexcept {
   if (args.x == nullptr) return Status::null_x;
   if (args.dy == nullptr) return Status::null_dy;
   if (args.rstd == nullptr) return Status::missing_rstd;
   if (spec.center && args.mean == nullptr) return Status::missing_mean;
   const std::int64_t element = size_of(spec.data), param = size_of(spec.param);
-  const Status aligned =
-      check_alignment({{args.x, element, Status::misaligned_x},
-                       {args.dy, element, Status::misaligned_dy},
-                       {args.dx, element, Status::misaligned_dx},
-                       {args.gamma, param, Status::misaligned_gamma},
-                       {args.beta, param, Status::misaligned_beta},
-                       {args.dgamma, param, Status::misaligned_dgamma},
-                       {args.dbeta, param, Status::misaligned_dbeta},
-                       {args.mean, kStatisticsElement, Status::misaligned_mean},
-                       {args.rstd, kStatisticsElement, Status::misaligned_rstd}});
+  const Status aligned = check_alignment({{args.x, element, Status::misaligned_x},
+                                          {args.dy, element, Status::misaligned_dy},
+                                          {args.dx, element, Status::misaligned_dx},
+                                          {args.gamma, param, Status::misaligned_gamma},
+                                          {args.beta, param, Status::misaligned_beta},
+                                          {args.dgamma, param, Status::misaligned_dgamma},
+                                          {args.dbeta, param, Status::misaligned_dbeta},
+                                          {args.mean, kDouble, Status::misaligned_mean},
+                                          {args.rstd, kDouble, Status::misaligned_rstd},
+                                          {read, kDouble, Status::misaligned_sums},
+                                          {written, kDouble, Status::misaligned_sums}});
   if (aligned != Status::ok) return aligned;
   if (too_small(workspace, needed)) return Status::backward_workspace_too_small;
 
   const std::int64_t bytes = tensor_bytes(spec), params = param_bytes(spec);
-  const std::int64_t statistics = blocks * kStatisticsElement;
+  const std::int64_t statistics = blocks * kDouble;
   const std::array outputs{
       Output{region(args.dx, bytes), Status::overlap_dx},
       Output{region(args.dgamma, params), Status::overlap_dgamma},
       Output{region(args.dbeta, params), Status::overlap_dbeta},
+      Output{region(written, bytes_of(blocks, kBlockSums)), Status::overlap_sums},
       Output{region(workspace.data(), static_cast<std::int64_t>(workspace.size())),
              Status::overlap_workspace}};
-  const std::array inputs{region(args.x, bytes), region(args.gamma, params),
-                          region(args.beta, params), region(args.mean, statistics),
-                          region(args.rstd, statistics)};
+  const std::array inputs{
+      region(args.x, bytes),         region(args.gamma, params),
+      region(args.beta, params),     region(args.mean, statistics),
+      region(args.rstd, statistics), region(read, bytes_of(blocks, kBlockSums))};
   return check_overlap(outputs, inputs, region(args.dy, bytes), args.dx == args.dy);
 }
 
@@ -336,6 +386,17 @@ const char* status_string(Status status) noexcept {
       return "executor: run must do each of its tasks once, and all of them before it returns; "
              "what "
              "the outputs hold is of no use";
+    case Status::null_moments: return "moments: must not be null";
+    case Status::null_sums: return "sums: must not be null";
+    case Status::misaligned_moments:
+      return "moments: must be aligned to 8 bytes, the size of a double";
+    case Status::misaligned_sums: return "sums: must be aligned to 8 bytes, the size of a double";
+    case Status::overlap_moments: return "moments: must not overlap another argument";
+    case Status::overlap_sums: return "sums: must not overlap another argument";
+    case Status::count:
+      return "count: must be finite, at least the elements that a block has in this piece, and "
+             "more "
+             "than the correction";
   }
   return "unknown status";
 }

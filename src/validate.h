@@ -16,9 +16,18 @@ Status check_executor(const Executor& executor) noexcept;
 Status check_forward(const Spec& spec, std::int64_t blocks, const Forward& args,
                      std::span<std::byte> workspace, std::size_t needed) noexcept;
 
+// `blocks` is blocks_of(spec); of an empty tensor x may be null.
+Status check_reduce(const Spec& spec, std::int64_t blocks, const void* x, const Moments* moments,
+                    std::span<std::byte> workspace, std::size_t needed) noexcept;
+Status check_finish(const Moments* moments, std::int64_t blocks, const double* mean,
+                    const double* rstd) noexcept;
+
 // Of an empty tensor: of its arguments dgamma and dbeta alone are written, none is read.
-Status check_backward_of_nothing(const Spec& spec, const Backward& args) noexcept;
+Status check_backward_of_nothing(const Spec& spec, const Backward& args, std::int64_t blocks,
+                                 const BlockSums* written) noexcept;
+// `read` and `written` are sums of blocks, or null.
 Status check_backward(const Spec& spec, std::int64_t blocks, const Backward& args,
+                      const BlockSums* read, const BlockSums* written,
                       std::span<std::byte> workspace, std::size_t needed) noexcept;
 
 }  // namespace groupnorm::detail

@@ -139,7 +139,14 @@ enum {
   GN_STATUS_EXECUTOR,
   GN_STATUS_NOT_PLANNED,
   GN_STATUS_NOT_BUILT,
-  GN_STATUS_EXECUTOR_FAILED,   /* of an executor whose run left tasks out or ran them twice */
+  GN_STATUS_EXECUTOR_FAILED, /* of an executor whose run left tasks out or ran them twice */
+  GN_STATUS_NULL_MOMENTS,
+  GN_STATUS_NULL_SUMS,
+  GN_STATUS_MISALIGNED_MOMENTS,
+  GN_STATUS_MISALIGNED_SUMS,
+  GN_STATUS_OVERLAP_MOMENTS,
+  GN_STATUS_OVERLAP_SUMS,
+  GN_STATUS_COUNT,
   GN_STATUS_STRUCT_SIZE = 1000 /* of this interface only */
 };
 
@@ -306,6 +313,65 @@ GROUPNORM_API gn_status gn_forward(const gn_plan* plan, const gn_forward_args* a
 GROUPNORM_API gn_status gn_backward(const gn_plan* plan, const gn_backward_args* args,
                                     void* workspace, size_t workspace_bytes,
                                     const gn_executor* executor);
+
+/* ---- Blocks in pieces: of a tensor that is cut into several, on one machine or on many
+ *
+ * Each piece has a plan of its own, whose shape is that of the piece, cut between examples,
+ * channels or positions; given_statistics lets a piece be of one element. Per piece:
+ *
+ *   gn_reduce -> moments        gn_merge those of all pieces of a block, in one order everywhere
+ *   gn_finish -> mean, rstd     then gn_forward with given_mean and given_rstd
+ *   gn_reduce_gradient -> sums  add up those of all pieces of a block; and dgamma, dbeta
+ *   gn_apply_gradient -> dx     with the elements of the whole block
+ */
+
+/* What a piece of a block is for the whole: of `count` numbers, their mean and m2 = sum (x -
+ * mean)^2. 24 bytes without padding: to be stored or sent as they are, between machines of one byte
+ * order. Of nothing: zeros. Of numbers of which one is NaN or infinite, or whose squares' sum
+ * double does not hold, mean, m2 or both are not finite; merged with any others they still say so.
+ */
+typedef struct gn_moments {
+  double count;
+  double mean;
+  double m2;
+} gn_moments;
+
+/* What a piece of a block is for the gradient of the whole: rstd D and E (see gn_backward_args), of
+ * the piece. 16 bytes. Those of several pieces are added up: d + d, e + e. */
+typedef struct gn_block_sums {
+  double d;
+  double e;
+} gn_block_sums;
+
+/* total[i] becomes the moments of what total[i] and more[i] are of, for i < blocks. Neither may be
+ * null. The result depends on the order in the last bits: where several processes need the same
+ * bits, each merges in the same order. */
+GROUPNORM_API void gn_merge(const gn_moments* more, int64_t blocks, gn_moments* total);
+
+/* Moments of the blocks of x [n, c, s]: [n / block.examples, c / block.channels]. Those of an empty
+ * tensor are zeros. Needs gn_plan_workspace_bytes. */
+GROUPNORM_API gn_status gn_reduce(const gn_plan* plan, const void* x, gn_moments* moments,
+                                  void* workspace, size_t workspace_bytes,
+                                  const gn_executor* executor);
+
+/* mean and rstd [blocks] of whole blocks, by the spec's correction, eps and center; of any number
+ * of blocks, also where this plan's own piece is empty. Either may be null. NaN where count is not
+ * above correction. */
+GROUPNORM_API gn_status gn_finish(const gn_plan* plan, const gn_moments* moments, int64_t blocks,
+                                  double* mean, double* rstd);
+
+/* Of this piece: sums [blocks], and dgamma and dbeta where they are not null, as in gn_backward,
+ * which is to be done with all that share them. Takes the mean and rstd of the whole; dx is not
+ * looked at. Needs gn_plan_backward_workspace_bytes. */
+GROUPNORM_API gn_status gn_reduce_gradient(const gn_plan* plan, const gn_backward_args* args,
+                                           gn_block_sums* sums, void* workspace,
+                                           size_t workspace_bytes, const gn_executor* executor);
+
+/* dx of this piece, from the sums [blocks] of whole blocks, of `count` elements each: at least
+ * those of the piece, and more than the spec's correction. dgamma and dbeta are not looked at. */
+GROUPNORM_API gn_status gn_apply_gradient(const gn_plan* plan, const gn_backward_args* args,
+                                          const gn_block_sums* sums, double count,
+                                          const gn_executor* executor);
 
 /* The instruction sets of this build and machine, best first; `count` (may be null) says how many.
  */

@@ -92,6 +92,13 @@ enum class Status : std::uint8_t {
   not_planned,
   not_built,        // by the edge build alone
   executor_failed,  // run left tasks out, ran them twice, or threw: outputs hold nothing of use
+  null_moments,
+  null_sums,
+  misaligned_moments,
+  misaligned_sums,
+  overlap_moments,
+  overlap_sums,
+  count,
 };
 
 // The rule that was broken, in one sentence; never null.
@@ -232,6 +239,28 @@ struct Backward {
   bool accumulate = false;  // add to what dgamma and dbeta hold; else overwrite it
 };
 
+// What a piece of a block is for the whole: of `count` numbers, their mean and m2 = sum (x -
+// mean)^2. 24 bytes without padding: to be stored or sent as they are, between machines of one byte
+// order. Of nothing: zeros. Of numbers of which one is NaN or infinite, or whose squares' sum
+// double does not hold, mean, m2 or both are not finite; merged with any others they still say so.
+struct Moments {
+  double count;
+  double mean;
+  double m2;
+};
+
+// total[i] becomes the moments of what total[i] and more[i] are of, for i < blocks (Chan, Golub &
+// LeVeque, 1983, eq. 2.1). The result depends on the order in the last bits: where several
+// processes need the same bits, each merges in the same order.
+GROUPNORM_API void merge(const Moments* more, std::int64_t blocks, Moments* total) noexcept;
+
+// What a piece of a block is for the gradient of the whole: rstd D and E (see Backward), of the
+// piece. 16 bytes. Those of several pieces are added up: d + d, e + e.
+struct BlockSums {
+  double d;
+  double e;
+};
+
 namespace detail {
 struct Target;
 
@@ -264,7 +293,9 @@ class GROUPNORM_API Plan {
   std::int64_t blocks() const noexcept;          // how many means and rstds there are
   std::int64_t block_elements() const noexcept;  // m
   const char* target() const noexcept;           // the instruction set that runs
-  std::size_t workspace_bytes() const noexcept;  // of any alignment, and for any number of threads
+  // Of forward and reduce, of any alignment, and for any number of threads. (forward with given
+  // statistics needs none.)
+  std::size_t workspace_bytes() const noexcept;
 
   // Any number of times, from any thread; concurrent calls need a workspace each.
   // An empty tensor (n, c or s = 0) is ok and writes nothing.
@@ -275,6 +306,41 @@ class GROUPNORM_API Plan {
   Status backward(const Backward& args, std::span<std::byte> workspace,
                   const Executor& executor = {}) const noexcept;
   std::size_t backward_workspace_bytes() const noexcept;
+
+  // ---- Blocks in pieces: of a tensor that is cut into several, on one machine or on many
+  //
+  // Each piece has a Plan of its own, whose shape is that of the piece, cut between examples,
+  // channels or positions; given_statistics lets a piece be of one element. Per piece:
+  //
+  //   reduce -> moments        merge those of all pieces of a block, in one order everywhere
+  //   finish -> mean, rstd     then forward with given_mean and given_rstd
+  //   reduce_gradient -> sums  add up those of all pieces of a block; and dgamma, dbeta
+  //   apply_gradient -> dx     with the elements of the whole block
+  //
+  // On a tensor that is one piece, they give the bits of forward and backward, which do the same in
+  // one; or results as near (16-bit data with gelu, blocks whose numbers f32 cannot hold).
+
+  // Moments of the blocks of x [n, c, s], one each: moments [n / block.examples, c /
+  // block.channels]. Those of an empty tensor are zeros. Needs workspace_bytes().
+  Status reduce(const void* x, Moments* moments, std::span<std::byte> workspace,
+                const Executor& executor = {}) const noexcept;
+
+  // mean and rstd [blocks] of whole blocks, by the Spec's correction, eps and center; of any number
+  // of blocks, also where this Plan's own piece is empty. Either may be null. NaN where count is
+  // not above correction.
+  Status finish(const Moments* moments, std::int64_t blocks, double* mean,
+                double* rstd) const noexcept;
+
+  // Of this piece: sums [blocks], and dgamma and dbeta where they are not null, as in backward,
+  // which is to be done with all that share them. Takes the mean and rstd of the whole; dx is not
+  // looked at. Needs backward_workspace_bytes().
+  Status reduce_gradient(const Backward& args, BlockSums* sums, std::span<std::byte> workspace,
+                         const Executor& executor = {}) const noexcept;
+
+  // dx of this piece, from the sums [blocks] of whole blocks, of `count` elements each: at least
+  // those of the piece, and more than the Spec's correction. dgamma and dbeta are not looked at.
+  Status apply_gradient(const Backward& args, const BlockSums* sums, double count,
+                        const Executor& executor = {}) const noexcept;
 
  private:
   Spec spec_;

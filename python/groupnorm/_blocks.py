@@ -4,7 +4,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy
 
@@ -68,9 +68,11 @@ def grouped(shape: tuple[int, ...], num_groups: int | None, layout: str) -> Bloc
     return _grouped(shape, num_groups, _checked(layout))
 
 
-def batched(shape: tuple[int, ...], layout: str) -> Blocks:
-    """Returns each channel over all examples."""
-    return _batched(shape, _checked(layout))
+def batched(shape: tuple[int, ...], layout: str, num_groups: int | None = None) -> Blocks:
+    """Returns groups of channels over all examples; each channel alone without num_groups."""
+    if num_groups is not None:
+        num_groups = as_integer("num_groups", num_groups)
+    return _batched(shape, num_groups, _checked(layout))
 
 
 def trailing(shape: tuple[int, ...], normalized_shape: int | Sequence[int]) -> Blocks:
@@ -108,19 +110,25 @@ def _ncs(shape: tuple[int, ...], layout: str) -> tuple[int, int, int, tuple[int,
 @functools.lru_cache(maxsize=1024)
 def _grouped(shape: tuple[int, ...], num_groups: int | None, layout: str) -> Blocks:
     n, c, s, other = _ncs(shape, layout)
+    groups, channels = _groups(c, num_groups)
+    return Blocks(n, c, s, 1, channels, (n, groups), ((c,), (n, c)), layout, other)
+
+
+@functools.lru_cache(maxsize=1024)
+def _batched(shape: tuple[int, ...], num_groups: int | None, layout: str) -> Blocks:
+    n, c, s, other = _ncs(shape, layout)
+    groups, channels = _groups(c, num_groups)
+    return Blocks(n, c, s, n, channels, (groups,), ((c,), (n, c)), layout, other)
+
+
+def _groups(c: int, num_groups: int | None) -> tuple[int, int]:
+    """Returns the number of groups, and of the channels of each."""
     groups = c if num_groups is None else num_groups
     if num_groups is not None and (num_groups < 1 or c % num_groups != 0):
         raise ValueError(
             f"num_groups: must be at least 1 and divide the {c} channels of x; got {num_groups}"
         )
-    channels = c // groups if groups else 1
-    return Blocks(n, c, s, 1, channels, (n, groups), ((c,), (n, c)), layout, other)
-
-
-@functools.lru_cache(maxsize=1024)
-def _batched(shape: tuple[int, ...], layout: str) -> Blocks:
-    n, c, s, other = _ncs(shape, layout)
-    return Blocks(n, c, s, n, 1, (c,), ((c,), (n, c)), layout, other)
+    return groups, c // groups if groups else 1
 
 
 @functools.lru_cache(maxsize=1024)
@@ -226,7 +234,7 @@ def normalize(
             mean.fill(numpy.nan)
             rstd.fill(numpy.nan)
     try:
-        plan.normalize(x, y, gamma, beta, mean, rstd, _engine.POOL, _engine.asked_threads())
+        plan.normalize(x, y, gamma, beta, mean, rstd, *_threads())
     except ValueError:
         # The engine has refused an overlap, quicker than NumPy finds it, but knows no names.
         for name, array in (("x", x), ("weight", gamma), ("bias", beta)):
@@ -250,45 +258,133 @@ def differentiate(
     given_statistics: bool = False,
 ) -> Gradients:
     """Returns dx, dweight (None without weight) and dbias (None without weight and bias)."""
-    data = dtype_of(x)
-    dy = as_array("dy", dy)
-    if _differ(dy, x):
-        raise _unlike("dy", dy, "x", x)
-    gamma, beta, param, param_stride = _params(blocks, x, data, weight, bias)
-    means = None if mean is None else _statistics("mean", mean, blocks)
-    rstds = _statistics("rstd", rstd, blocks)
-    layout = blocks.layout_of(x) or blocks.layout
-    x, dy = blocks.in_layout(x, layout), blocks.in_layout(dy, layout)
-    plan = _plan(
-        blocks,
-        layout,
-        data,
-        param,
-        param_stride,
-        _activation(activation),
-        0.0,  # rstd contains it
-        as_integer("correction", correction),
-        center,
-        given_statistics,
-    )
-    dx = numpy.empty_like(x)
-    dgamma = None if gamma is None else numpy.empty_like(gamma)
-    either = beta if gamma is None else gamma
-    dbeta = None if either is None else numpy.empty_like(either)
-    plan.backward(
-        address(x),
-        address(dy),
-        address(gamma),
-        address(beta),
-        address(means),
-        address(rstds),
-        address(dx),
-        address(dgamma),
-        address(dbeta),
-        _engine.POOL,
-        _engine.asked_threads(),
-    )
+    rule = (correction, center, given_statistics)
+    call = _Backward.of(blocks, dy, x, weight, bias, mean, rstd, activation, rule)
+    dx = numpy.empty_like(call.x)
+    dgamma, dbeta = call.gradients()
+    call.plan.backward(*call.inputs(), address(dx), address(dgamma), address(dbeta), *_threads())
     return dx, dgamma, dbeta
+
+
+def _threads() -> tuple[Any, int]:
+    return _engine.POOL, _engine.asked_threads()
+
+
+class _Backward(NamedTuple):
+    """A call backward: the arrays as the engine takes them."""
+
+    plan: Plan
+    x: Array
+    dy: Array
+    gamma: Array | None
+    beta: Array | None
+    mean: Array | None
+    rstd: Array
+
+    @classmethod
+    def of(
+        cls,
+        blocks: Blocks,
+        dy: ArrayLike,
+        x: Array,
+        weight: ArrayLike | None,
+        bias: ArrayLike | None,
+        mean: ArrayLike | None,
+        rstd: ArrayLike,
+        activation: str | None,
+        rule: tuple[int, bool, bool],
+    ) -> "_Backward":
+        """`rule` is correction, center and given_statistics."""
+        data = dtype_of(x)
+        dy = as_array("dy", dy)
+        if _differ(dy, x):
+            raise _unlike("dy", dy, "x", x)
+        gamma, beta, param, param_stride = _params(blocks, x, data, weight, bias)
+        means = None if mean is None else _statistics("mean", mean, blocks)
+        rstds = _statistics("rstd", rstd, blocks)
+        layout = blocks.layout_of(x) or blocks.layout
+        x, dy = blocks.in_layout(x, layout), blocks.in_layout(dy, layout)
+        plan = _plan(
+            blocks,
+            layout,
+            data,
+            param,
+            param_stride,
+            _activation(activation),
+            0.0,  # rstd contains it
+            as_integer("correction", rule[0]),
+            *rule[1:],
+        )
+        return cls(plan, x, dy, gamma, beta, means, rstds)
+
+    def inputs(self) -> tuple[int, ...]:
+        return tuple(address(array) for array in self[1:])
+
+    def gradients(self) -> tuple[Array | None, Array | None]:
+        """Returns room for dgamma and dbeta."""
+        either = self.beta if self.gamma is None else self.gamma
+        return (
+            None if self.gamma is None else numpy.empty_like(self.gamma),
+            None if either is None else numpy.empty_like(either),
+        )
+
+
+def reduce(blocks: Blocks, x: Array) -> Array:
+    """Returns count, mean and m2 of each block of x, a piece: [*blocks.statistics, 3] float64."""
+    layout = blocks.layout_of(x) or blocks.layout
+    x = blocks.in_layout(x, layout)
+    data = dtype_of(x)
+    # Of eps 0: which deviations are small beside it, is not known yet.
+    plan = _plan(blocks, layout, data, data, 0, "none", 0.0, 0, True, True)
+    moments = numpy.empty((*blocks.statistics, 3))
+    plan.reduce(address(x), address(moments), *_threads())
+    return moments
+
+
+def reduce_gradient(
+    blocks: Blocks,
+    dy: ArrayLike,
+    x: Array,
+    weight: ArrayLike | None,
+    bias: ArrayLike | None,
+    mean: Array,
+    rstd: Array,
+    activation: str | None,
+    *,
+    center: bool,
+) -> tuple[Array, Array | None, Array | None]:
+    """Returns the sums of each block of x, a piece, [*blocks.statistics, 2], dgamma and dbeta."""
+    rule = (0, center, True)
+    call = _Backward.of(blocks, dy, x, weight, bias, mean, rstd, activation, rule)
+    sums = numpy.empty((*blocks.statistics, 2))
+    dgamma, dbeta = call.gradients()
+    call.plan.reduce_gradient(
+        *call.inputs(), address(sums), address(dgamma), address(dbeta), *_threads()
+    )
+    return sums, dgamma, dbeta
+
+
+def apply_gradient(
+    blocks: Blocks,
+    dy: ArrayLike,
+    x: Array,
+    weight: ArrayLike | None,
+    bias: ArrayLike | None,
+    mean: Array,
+    rstd: Array,
+    sums: Array,
+    count: float,
+    activation: str | None,
+    *,
+    correction: int,
+    center: bool,
+) -> Array:
+    """Returns dx of a piece, from the sums of whole blocks of `count` elements each."""
+    rule = (correction, center, True)
+    call = _Backward.of(blocks, dy, x, weight, bias, mean, rstd, activation, rule)
+    dx = numpy.empty_like(call.x)
+    call.plan.apply_gradient(*call.inputs(), address(sums), count, address(dx), *_threads())
+    return dx
 
 
 def _activation(activation: str | None) -> str:

@@ -235,6 +235,63 @@ void backward(const Plan& plan, std::uintptr_t x, std::uintptr_t dy, std::uintpt
           plan.spec());
 }
 
+void reduce(const Plan& plan, std::uintptr_t x, std::uintptr_t moments, const Threads& threads,
+            int count) {
+  const Workspace workspace(plan.workspace_bytes());
+  require(call_engine(plan,
+                      [&] {
+                        return plan.reduce(at<const void>(x), at<Moments>(moments),
+                                           workspace.span(), threads.executor(count));
+                      }),
+          plan.spec());
+}
+
+void finish(const Plan& plan, std::uintptr_t moments, std::int64_t blocks, std::uintptr_t mean,
+            std::uintptr_t rstd) {
+  require(plan.finish(at<const Moments>(moments), blocks, at<double>(mean), at<double>(rstd)),
+          plan.spec());
+}
+
+void reduce_gradient(const Plan& plan, std::uintptr_t x, std::uintptr_t dy, std::uintptr_t gamma,
+                     std::uintptr_t beta, std::uintptr_t mean, std::uintptr_t rstd,
+                     std::uintptr_t sums, std::uintptr_t dgamma, std::uintptr_t dbeta,
+                     const Threads& threads, int count) {
+  const Backward args{.x = at<const void>(x),
+                      .dy = at<const void>(dy),
+                      .gamma = at<const void>(gamma),
+                      .beta = at<const void>(beta),
+                      .mean = at<const double>(mean),
+                      .rstd = at<const double>(rstd),
+                      .dgamma = at<void>(dgamma),
+                      .dbeta = at<void>(dbeta)};
+  const Workspace workspace(plan.backward_workspace_bytes());
+  require(call_engine(plan,
+                      [&] {
+                        return plan.reduce_gradient(args, at<BlockSums>(sums), workspace.span(),
+                                                    threads.executor(count));
+                      }),
+          plan.spec());
+}
+
+void apply_gradient(const Plan& plan, std::uintptr_t x, std::uintptr_t dy, std::uintptr_t gamma,
+                    std::uintptr_t beta, std::uintptr_t mean, std::uintptr_t rstd,
+                    std::uintptr_t sums, double elements, std::uintptr_t dx, const Threads& threads,
+                    int count) {
+  const Backward args{.x = at<const void>(x),
+                      .dy = at<const void>(dy),
+                      .gamma = at<const void>(gamma),
+                      .beta = at<const void>(beta),
+                      .mean = at<const double>(mean),
+                      .rstd = at<const double>(rstd),
+                      .dx = at<void>(dx)};
+  require(call_engine(plan,
+                      [&] {
+                        return plan.apply_gradient(args, at<const BlockSums>(sums), elements,
+                                                   threads.executor(count));
+                      }),
+          plan.spec());
+}
+
 // forward, of arrays.
 void normalize(const Plan& plan, nb::handle x, nb::handle y, nb::handle gamma, nb::handle beta,
                nb::handle mean, nb::handle rstd, const Threads& threads, int count) {
@@ -299,13 +356,30 @@ NB_MODULE(_core, module) {
            "forward of NumPy arrays, which lie as the engine takes them; None stands for null.")
       .def("backward", &gp::backward, "x"_a, "dy"_a, "gamma"_a, "beta"_a, "mean"_a, "rstd"_a,
            "dx"_a, "dgamma"_a, "dbeta"_a, "threads"_a, "count"_a,
-           "Addresses; 0 stands for null. dgamma and dbeta are overwritten. dx may be dy.");
+           "Addresses; 0 stands for null. dgamma and dbeta are overwritten. dx may be dy.")
+      .def("reduce", &gp::reduce, "x"_a, "moments"_a, "threads"_a, "count"_a,
+           "Addresses. moments: count, mean and m2 of each block, float64; zeros of an empty x.")
+      .def("finish", &gp::finish, "moments"_a, "blocks"_a, "mean"_a, "rstd"_a,
+           "Addresses; 0 stands for null. Of any number of whole blocks.")
+      .def("reduce_gradient", &gp::reduce_gradient, "x"_a, "dy"_a, "gamma"_a, "beta"_a, "mean"_a,
+           "rstd"_a, "sums"_a, "dgamma"_a, "dbeta"_a, "threads"_a, "count"_a,
+           "Addresses; 0 stands for null. sums: d and e of each block, float64, of this piece.")
+      .def("apply_gradient", &gp::apply_gradient, "x"_a, "dy"_a, "gamma"_a, "beta"_a, "mean"_a,
+           "rstd"_a, "sums"_a, "elements"_a, "dx"_a, "threads"_a, "count"_a,
+           "Addresses; 0 stands for null. sums and elements are those of whole blocks.");
 
   nb::class_<gp::Saved>(module, "Saved", "mean and rstd of a forward call, one a block.")
       .def(nb::init<const Plan&>(), "plan"_a)
       .def_prop_ro("mean", &gp::Saved::mean, "Their address.")
       .def_prop_ro("rstd", &gp::Saved::rstd, "Their address.");
 
+  module.def(
+      "merge",
+      [](std::uintptr_t more, std::int64_t blocks, std::uintptr_t total) {
+        groupnorm::merge(gp::at<const groupnorm::Moments>(more), blocks,
+                         gp::at<groupnorm::Moments>(total));
+      },
+      "more"_a, "blocks"_a, "total"_a, "Addresses of moments; total becomes those of both.");
   module.def("address", &gp::address, "array"_a.none(),
              "Where the elements of a NumPy array begin; 0, which stands for null, without one.");
   module.def("bfloat16_words", &gp::bfloat16_words, "array"_a,

@@ -19,4 +19,14 @@ Status Plan::backward(const Backward&, std::span<std::byte>, const Executor&) co
   return target_ == nullptr ? Status::not_planned : Status::not_built;
 }
 
+Status Plan::reduce_gradient(const Backward&, BlockSums*, std::span<std::byte>,
+                             const Executor&) const noexcept {
+  return target_ == nullptr ? Status::not_planned : Status::not_built;
+}
+
+Status Plan::apply_gradient(const Backward&, const BlockSums*, double,
+                            const Executor&) const noexcept {
+  return target_ == nullptr ? Status::not_planned : Status::not_built;
+}
+
 }  // namespace groupnorm

@@ -399,10 +399,10 @@ TEST_F(BackwardArguments, MeanIsNeededWhereItIsRead) {
 
 TEST(Validate, EveryStatusHasItsWords) {
   std::set<std::string> words;
-  for (int i = 0; i <= static_cast<int>(Status::executor_failed); ++i) {
+  for (int i = 0; i <= static_cast<int>(Status::count); ++i) {
     words.insert(status_string(static_cast<Status>(i)));
   }
-  EXPECT_EQ(words.size(), static_cast<std::size_t>(Status::executor_failed) + 1);
+  EXPECT_EQ(words.size(), static_cast<std::size_t>(Status::count) + 1);
   EXPECT_STREQ(status_string(static_cast<Status>(200)), "unknown status");
 }
 

@@ -696,6 +696,75 @@ static void test_executors(void) {
   CHECK(same_bits(dx, alone, sizeof dx));
 }
 
+/* Two halves of the positions, whose moments and sums are sent as bytes. */
+static void test_pieces(void) {
+  enum { kPositions = 40, kHalf = kPositions / 2, kChannels = 6 };
+  float x[kChannels * kPositions], y[kChannels * kPositions], dx[kChannels * kPositions];
+  double mean[3], rstd[3];
+  for (int i = 0; i < kChannels * kPositions; ++i) x[i] = (float)(i % 37) / 8;
+  gn_spec spec;
+  gn_spec_init(&spec);
+  spec.shape = (gn_shape){1, kChannels, kPositions};
+  spec.block = gn_group_norm(spec.shape, 3);
+  gn_forward_args args = make_args(x, y);
+  args.mean = mean;
+  args.rstd = rstd;
+  CHECK(run(&spec, &args) == GN_STATUS_OK);
+
+  spec.shape.s = kHalf;
+  spec.given_statistics = 1;
+  gn_plan plan = {0};
+  CHECK(gn_plan_make(&spec, NULL, &plan) == GN_STATUS_OK);
+  CHECK(sizeof(gn_moments) == 24 && sizeof(gn_block_sums) == 16);
+  float half[2][kChannels * kHalf];
+  unsigned char sent[2][3 * sizeof(gn_moments)];
+  gn_moments moments[3], total[3] = {{0, 0, 0}, {0, 0, 0}, {0, 0, 0}};
+  for (int h = 0; h < 2; ++h) {
+    for (int c = 0; c < kChannels; ++c) {
+      memcpy(half[h] + c * kHalf, x + c * kPositions + h * kHalf, kHalf * sizeof(float));
+    }
+    CHECK(gn_reduce(&plan, half[h], moments, workspace, sizeof workspace, NULL) == GN_STATUS_OK);
+    memcpy(sent[h], moments, sizeof moments);
+  }
+  for (int h = 0; h < 2; ++h) {
+    memcpy(moments, sent[h], sizeof moments);
+    gn_merge(moments, 3, total);
+  }
+  double own_mean[3], own_rstd[3];
+  CHECK(gn_finish(&plan, total, 3, own_mean, own_rstd) == GN_STATUS_OK);
+  for (int g = 0; g < 3; ++g) {
+    CHECK(total[g].count == 2 * kPositions);
+    CHECK(fabs(own_mean[g] - mean[g]) < 1e-7 && fabs(own_rstd[g] / rstd[g] - 1) < 1e-7);
+  }
+  gn_backward_args backward;
+  gn_backward_args_init(&backward);
+  backward.mean = own_mean;
+  backward.rstd = own_rstd;
+  gn_block_sums sums[3], all[3] = {{0, 0}, {0, 0}, {0, 0}};
+  for (int h = 0; h < 2; ++h) {
+    backward.x = backward.dy = half[h];
+    CHECK(gn_reduce_gradient(&plan, &backward, sums, workspace, sizeof workspace, NULL) ==
+          GN_STATUS_OK);
+    for (int g = 0; g < 3; ++g) {
+      all[g].d += sums[g].d;
+      all[g].e += sums[g].e;
+    }
+  }
+  double dx_of_all = 0;
+  for (int h = 0; h < 2; ++h) {
+    backward.x = backward.dy = half[h];
+    backward.dx = dx;
+    CHECK(gn_apply_gradient(&plan, &backward, all, 2 * kPositions, NULL) == GN_STATUS_OK);
+    for (int i = 0; i < kChannels * kHalf; ++i) dx_of_all += (double)dx[i];
+  }
+  CHECK(fabs(dx_of_all) < 1e-4); /* the gradient of a centred norm adds up to nothing */
+  CHECK(gn_apply_gradient(&plan, &backward, all, 1, NULL) == GN_STATUS_COUNT);
+  CHECK(gn_apply_gradient(&plan, NULL, all, 80, NULL) == GN_STATUS_NULL_ARGS);
+  CHECK(gn_reduce_gradient(&plan, NULL, sums, NULL, 0, NULL) == GN_STATUS_NULL_ARGS);
+  CHECK(gn_reduce(NULL, x, moments, NULL, 0, NULL) == GN_STATUS_NOT_PLANNED);
+  CHECK(gn_finish(NULL, total, 3, own_mean, own_rstd) == GN_STATUS_NOT_PLANNED);
+}
+
 int main(void) {
   test_versions();
   test_blocks();
@@ -714,6 +783,7 @@ int main(void) {
   test_forward_errors();
   test_plans();
   test_executors();
+  test_pieces();
   printf("%d checks, %d failed\n", checks, failures);
   return failures == 0 ? 0 : 1;
 }
