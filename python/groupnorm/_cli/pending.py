@@ -23,7 +23,7 @@ def _is_output_of_this_process(found: os.stat_result) -> bool:
     return False
 
 
-def _require_replaceable(path: Path, found: os.stat_result) -> None:
+def require_replaceable(path: Path, found: os.stat_result) -> None:
     """Refuses an existing file that must stay what it is."""
     if stat.S_ISDIR(found.st_mode):
         raise _refuse(path, "is a directory")
@@ -71,7 +71,7 @@ def pending(path: Path) -> Iterator[Path]:
         with contextlib.suppress(FileNotFoundError):
             found = path.stat()
         if found is not None:
-            _require_replaceable(path, found)
+            require_replaceable(path, found)
             target = Path(os.path.realpath(path, strict=True))
         elif path.is_symlink():
             raise _refuse(path, "is a symbolic link to nothing")

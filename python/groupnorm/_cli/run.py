@@ -37,6 +37,7 @@ from .files import (
 from .files_numpy import write_npy
 from .format import How
 from .pending import pending, same_file
+from .streamed import run_streamed
 from .tensor import DTYPES, FloatArray, Result, Tensor, View, view
 
 # The examples and the channels of a block, from n, c and the number of groups.
@@ -155,6 +156,12 @@ def add_to(commands: Any) -> None:
         metavar="FILE",
         help="write mean and rstd to this .npy, float64 [2, N / examples of a block, C / channels "
         "of a block]: [2, N, G] for groups",
+    )
+    add(
+        "--memory",
+        metavar="SIZE",
+        help="take no more than this, as 2G, and x slab by slab: for a .npy, .nii, .nii.gz or "
+        ".zarr that is larger than memory, to a .npy or .zarr. After Ctrl-C the same command goes on",
     )
     add_threads(parser, "GROUPNORM_NUM_THREADS, else all cores")
     parser.set_defaults(command=_run)
@@ -323,10 +330,16 @@ def _require_own_files(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     require_target()
-    require_known_output(options.output)
+    if options.memory is None:
+        require_known_output(options.output)
     if options.stats is not None and suffix_of(options.stats) != ".npy":
         raise BadInput(f"--stats: '{options.stats}': the name must end in .npy")
     _require_own_files(options)
+    if options.threads:
+        groupnorm.set_num_threads(options.threads)
+    if options.memory is not None:
+        print(run_streamed(options))
+        return OK
     how = How(
         *(options.key, options.layout, options.axes),
         *(options.format, options.force, options.large),
@@ -335,8 +348,6 @@ def _run(options: argparse.Namespace) -> int:
     require_writable(options.output, x)
     seen = view(x)
     norm = _Norm(options, seen)
-    if options.threads:
-        groupnorm.set_num_threads(options.threads)
     before = norm.measure(seen)
     mean, rstd, seconds = norm.apply(seen)
     after = norm.measure(seen)
