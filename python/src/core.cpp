@@ -11,7 +11,6 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -19,11 +18,12 @@
 #include <optional>
 #include <string>
 #include <tuple>
-#include <utility>
 #include <vector>
 
 #include "machine.h"
 #include "openmp.h"
+#include "workspace.h"
+#include "xla.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -124,27 +124,6 @@ Function function_at(std::uintptr_t address) {
   if (address == 0) throw nb::value_error("openmp: an address is 0");
   return reinterpret_cast<Function>(address);  // NOLINT(performance-no-int-to-ptr): of Python
 }
-
-// Scratch memory of one call: what is small stays with the thread for its next call.
-class Workspace {
- public:
-  explicit Workspace(std::size_t bytes) {
-    if (bytes > kSmall) {
-      large_.reset(new std::byte[bytes]);
-      span_ = {large_.get(), bytes};
-      return;
-    }
-    thread_local std::vector<std::byte> small;
-    if (small.size() < bytes) small.resize(bytes);
-    span_ = small;
-  }
-  std::span<std::byte> span() const { return span_; }
-
- private:
-  static constexpr std::size_t kSmall = std::size_t{1} << 18;
-  std::unique_ptr<std::byte[]> large_;
-  std::span<std::byte> span_;
-};
 
 // mean and rstd of one forward call, for its backward. An object of Python's array libraries takes
 // longer to make than a small call.
@@ -426,6 +405,15 @@ NB_MODULE(_core, module) {
   module.attr("DTYPES") = gp::names(groupnorm::kDTypes);
   module.attr("LAYOUTS") = gp::names(groupnorm::kLayouts);
   module.attr("ACTIVATIONS") = gp::names(groupnorm::kActivations);
+  module.def(
+      "xla_handlers",
+      [] {
+        const auto capsule = [](gp::xla::Handler* handler) {
+          return nb::capsule(reinterpret_cast<const void*>(handler));
+        };
+        return std::tuple(capsule(gp::xla::forward), capsule(gp::xla::backward));
+      },
+      "The capsules that XLA knows forward and backward by (XLA FFI, of a JAX on the CPU).");
   module.def(
       "version", [] { return std::string(GROUPNORM_VERSION); }, "Of this package.");
 }
