@@ -330,7 +330,7 @@ def _compared(results: Results, direction: str, dtype: str, layout: str) -> str:
                 cells.append("-")
                 continue
             each = contestants[name]
-            ahead = name != "copy" and each["p50_us"] < ours
+            ahead = not _is_ours(name) and name != "copy" and each["p50_us"] < ours
             error = each["max_error_eps"]
             text = _marked(_number(each["p50_us"]), ahead)
             cells.append(text if error is None else f"{text} ({_number(error)})")
@@ -338,10 +338,18 @@ def _compared(results: Results, direction: str, dtype: str, layout: str) -> str:
     return _table(["shape, groups", "threads", *names], rows) if rows else ""
 
 
+def _is_ours(name: str) -> bool:
+    return name.partition("-")[0] == "ours"
+
+
 def _rivals(case: dict[str, Any]) -> dict[str, float]:
-    """Microseconds of who is neither ours nor a copy."""
+    """Microseconds of who is neither ours, in whatever framework, nor a copy."""
     contestants = case["contestants"]
-    return {n: each["p50_us"] for n, each in contestants.items() if n not in ("ours", "copy")}
+    return {
+        name: each["p50_us"]
+        for name, each in contestants.items()
+        if not _is_ours(name) and name != "copy"
+    }
 
 
 def _first(results: Results) -> str:

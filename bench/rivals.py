@@ -1,11 +1,15 @@
 """Who else computes group normalization on a CPU: one function each, in the table `RIVALS`.
 
+Some are ours, beside whom they are in their framework.
+
 Each makes a `Rival` of a `Job`, in the fastest way that its library offers to who has the tensors
 in memory: no copy goes in, and where the library lets its caller say so, none comes out. It raises
 `Absent` where the library does not do the job, and ImportError where it is not installed.
 """
 
 import dataclasses
+import functools
+import os
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -173,27 +177,16 @@ def ncnn(job: Job) -> Rival:
     return Rival(view, call, result)
 
 
-def jax(job: Job) -> Rival:
-    """The definition in jax.numpy, compiled by XLA; its gradient by jax.vjp."""
+# y of x, gamma and beta, which are arrays of JAX.
+_InJax = Callable[[Any, Any, Any], Any]
+
+
+def _in_jax(job: Job, norm: _InJax) -> Rival:
+    """`norm`, compiled by XLA; its gradient by jax.vjp."""
     import jax as j
     from jax import numpy as jnp
 
-    _require(job, activation=("none", "silu"))
-    n, c, *space = job.case.shape
-    groups, eps = job.case.groups, job.setting.eps
     last = job.setting.layout == "channels_last"
-
-    def norm(x: Any, gamma: Any, beta: Any) -> Any:
-        if last:
-            blocks, axes = x.reshape(n, -1, groups, c // groups), (1, 3)
-        else:
-            blocks, axes = x.reshape(n, groups, c // groups, -1), (2, 3)
-            gamma, beta = (param.reshape(c, *[1] * len(space)) for param in (gamma, beta))
-        blocks = blocks.astype(jnp.float32)
-        centred = blocks - blocks.mean(axes, keepdims=True)
-        xhat = centred * j.lax.rsqrt((centred**2).mean(axes, keepdims=True) + eps)
-        z = (xhat.reshape(x.shape) * gamma + beta).astype(x.dtype)
-        return j.nn.silu(z) if job.setting.activation == "silu" else z
 
     def array(tensor: torch.Tensor) -> Any:
         plain = tensor.detach()
@@ -217,6 +210,78 @@ def jax(job: Job) -> Rival:
         )
     forward = j.jit(norm)
     return Rival(array, lambda x: forward(x, gamma, beta).block_until_ready(), tensor)
+
+
+def jax(job: Job) -> Rival:
+    """The definition in jax.numpy."""
+    import jax as j
+    from jax import numpy as jnp
+
+    _require(job, activation=("none", "silu"))
+    n, c, *space = job.case.shape
+    groups, eps = job.case.groups, job.setting.eps
+    last = job.setting.layout == "channels_last"
+
+    def norm(x: Any, gamma: Any, beta: Any) -> Any:
+        if last:
+            blocks, axes = x.reshape(n, -1, groups, c // groups), (1, 3)
+        else:
+            blocks, axes = x.reshape(n, groups, c // groups, -1), (2, 3)
+            gamma, beta = (param.reshape(c, *[1] * len(space)) for param in (gamma, beta))
+        blocks = blocks.astype(jnp.float32)
+        centred = blocks - blocks.mean(axes, keepdims=True)
+        xhat = centred * j.lax.rsqrt((centred**2).mean(axes, keepdims=True) + eps)
+        z = (xhat.reshape(x.shape) * gamma + beta).astype(x.dtype)
+        return j.nn.silu(z) if job.setting.activation == "silu" else z
+
+    return _in_jax(job, norm)
+
+
+def ours_in_jax(job: Job) -> Rival:
+    """groupnorm.jax."""
+    from groupnorm.jax import group_norm
+
+    options: dict[str, Any] = {
+        "epsilon": job.setting.eps,
+        "axis": -1 if job.setting.layout == "channels_last" else 1,
+        "activation": job.setting.activation,
+    }
+    return _in_jax(
+        job, lambda x, gamma, beta: group_norm(x, job.case.groups, gamma, beta, **options)
+    )
+
+
+def _in_keras(job: Job, kind: Callable[..., Any], activate: Callable[[Any], Any]) -> Rival:
+    """A layer of Keras, on JAX."""
+    last = job.setting.layout == "channels_last"
+    n, c, *space = job.case.shape
+    layer = kind(job.case.groups, axis=-1 if last else 1, epsilon=job.setting.eps)
+    layer.build((n, *space, c) if last else job.case.shape)
+    return _in_jax(
+        job, lambda x, gamma, beta: activate(layer.stateless_call([gamma, beta], [], x)[0])
+    )
+
+
+def keras(job: Job) -> Rival:
+    """keras.layers.GroupNormalization."""
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    import keras as k
+
+    _require(job, activation=("none", "silu"), dtype=("f32",))
+    silu = job.setting.activation == "silu"
+    activate = k.activations.silu if silu else k.activations.linear
+    return _in_keras(job, k.layers.GroupNormalization, activate)
+
+
+def ours_in_keras(job: Job) -> Rival:
+    """groupnorm.keras."""
+    os.environ.setdefault("KERAS_BACKEND", "jax")
+    from groupnorm.keras import GroupNormalization
+
+    _require(job, activation=("none", "silu"), dtype=("f32",))
+    activation = "silu" if job.setting.activation == "silu" else None
+    kind = functools.partial(GroupNormalization, activation=activation)
+    return _in_keras(job, kind, lambda y: y)
 
 
 def mlx(job: Job) -> Rival:
@@ -258,6 +323,9 @@ RIVALS: dict[str, Callable[[Job], Rival]] = {
     "openvino": openvino,
     "ncnn": ncnn,
     "jax": jax,
+    "ours-jax": ours_in_jax,
+    "keras": keras,
+    "ours-keras": ours_in_keras,
     "mlx": mlx,
     "onednn": onednn,
 }
