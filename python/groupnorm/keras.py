@@ -78,15 +78,17 @@ class GroupNormalization(keras.layers.GroupNormalization):
             behind it.
 
     Raises:
-        TypeError: groups is no int.
-        ValueError: groups does not divide the channels, axis is that of the examples or none of the
-            input, or activation names none.
+        TypeError: axis is no int.
+        ValueError: groups is no int, or does not divide the channels; axis is that of the examples
+            or none of the input; or activation names none.
     """
 
     def __init__(
         self, groups: int = 32, axis: int = -1, epsilon: float = 1e-3, *args: Any, **kwargs: Any
     ) -> None:
         activation = kwargs.pop("activation", None)
+        if not isinstance(axis, int):
+            raise TypeError(f"axis: must be an int; got {axis!r}")
         super().__init__(groups, axis, epsilon, *args, **kwargs)
         self.activation = (
             gelu_tanh if activation == "gelu_tanh" else keras.activations.get(activation)

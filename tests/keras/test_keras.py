@@ -296,6 +296,11 @@ def test_refused(name):
         GroupNormalization(**options).build(shape)
 
 
+def test_axis_is_one():
+    with pytest.raises(TypeError, match=r"axis: must be an int; got \[1, 2\]"):
+        GroupNormalization(2, axis=[1, 2])
+
+
 def test_another_rank_or_size_is_refused():
     layer = GroupNormalization(2)
     layer.build((2, 5, 8))
