@@ -401,6 +401,51 @@ def test_checkpoint_and_scan():
         assert_close(found, wanted, 256)
 
 
+def test_without_jit():
+    def loss(x):
+        return (norm.group_norm(x, 4, SCALE, BIAS) ** 2).sum()
+
+    wanted = jax.grad(loss)(X)
+    with jax.disable_jit():
+        assert bits(jax.grad(loss)(X)) == bits(wanted)
+
+
+def test_linear_maps():
+    y, push = jax.linearize(by(norm.group_norm), *map(jnp.asarray, PRIMALS))
+    assert_close(push(*TANGENTS), numpy.asarray(jax.jvp(by(norm.group_norm), PRIMALS, TANGENTS)[1]))
+    (pulled,) = jax.linear_transpose(lambda t: push(t, *map(jnp.zeros_like, PRIMALS[1:])), X)(y)
+    wanted = jax.vjp(by(norm.group_norm), *PRIMALS)[1](y)[0]
+    assert bits(pulled) == bits(wanted)
+
+
+def exported(function, *args, **options):
+    """The function, written down and read again."""
+    allowed = [
+        jax.export.DisabledSafetyCheck.custom_call(f"groupnorm_{each}")
+        for each in ("forward", "backward")
+    ]
+    found = jax.export.export(jax.jit(function), disabled_checks=allowed, **options)(*args)
+    return jax.export.deserialize(found.serialize()).call
+
+
+@pytest.mark.parametrize("platforms", [["cpu"], ["cpu", "cuda"]])
+def test_export(platforms):
+    def both(x):
+        return jax.value_and_grad(lambda x: (norm.group_norm(x, 4, SCALE) ** 2).sum())(x)
+
+    found = exported(both, X, platforms=platforms)(X)
+    assert list(map(bits, found)) == list(map(bits, jax.jit(both)(X)))
+
+
+def test_export_of_any_size():
+    n, h = jax.export.symbolic_shape("n, h")
+    symbolic = jax.ShapeDtypeStruct((n, h, 5, 8), jnp.float32)
+    for function in (lambda x: norm.group_norm(x, 4, SCALE), lambda x: norm.layer_norm(x, SCALE)):
+        call = exported(function, symbolic)
+        for x in (X, X[:1, :3]):
+            assert bits(call(x)) == bits(function(x))
+
+
 def test_many_threads_at_once():
     x = jnp.asarray(normal((4, 64, 64, 32), seed=60))
     compiled = jax.jit(lambda x: jax.value_and_grad(lambda x: norm.group_norm(x, 8).sum())(x))
@@ -514,6 +559,33 @@ def test_vmap_of_what_is_sharded(kind):
     found, wanted = many(spread(x, kind), spread(scale, kind)), many(x, scale)
     assert bits(found[1][0]) == bits(wanted[1][0])
     assert_close(found, jax.tree.map(lambda w: numpy.asarray(w, "float64"), wanted))
+
+
+@pytest.mark.parametrize("shardy", [True, False])
+def test_both_partitioners_and_a_mesh_of_two_axes(shardy):
+    x = normal((8, 6, 8), seed=80)
+    mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(AXES[0],) * 2)
+    gradients = jax.jit(jax.grad(lambda *a: (norm.group_norm(a[0], 4, a[1]) ** 3).sum(), (0, 1)))
+    wanted = gradients(x, SCALE)
+    jax.config.update("jax_use_shardy_partitioner", shardy)
+    try:
+        for spec in (jax.P(("a", "b")), jax.P("b"), jax.P("a", None, "b")):
+            there = jax.device_put(x, jax.NamedSharding(mesh, spec))
+            found = gradients(there, SCALE)
+            assert bits(found[0]) == bits(wanted[0])
+            assert_close(found[1], numpy.asarray(wanted[1], "float64"))
+            text = gradients.lower(there, SCALE).compile().as_text()
+            assert ("all-gather" in text) == (spec[-1] == "b" and len(spec) == 3)
+    finally:
+        jax.config.update("jax_use_shardy_partitioner", True)
+
+
+def test_pmap():
+    def loss(x):
+        return (norm.group_norm(x, 4, SCALE) ** 2).sum()
+
+    x = normal((4, 2, 5, 8), seed=81)
+    assert bits(jax.pmap(jax.grad(loss))(x)) == bits(jax.vmap(jax.grad(loss))(x))
 
 
 @pytest.mark.parametrize("check", [True, False])

@@ -19,7 +19,7 @@ import jax
 import numpy
 from jax import Array
 from jax import numpy as jnp
-from jax._src.dispatch import prim_requires_devices_during_lowering
+from jax._src.dispatch import apply_primitive, prim_requires_devices_during_lowering
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -378,12 +378,7 @@ def _define(
     primitive = Primitive(name)
     primitive.multiple_results = True
     primitive.def_abstract_eval(shapes)
-
-    @functools.lru_cache(maxsize=1024)
-    def compiled(*params: tuple[str, Any]) -> Callable[..., Any]:
-        return jax.jit(lambda *args: primitive.bind(*args, **dict(params)))
-
-    primitive.def_impl(lambda *args, **params: compiled(*sorted(params.items()))(*args))
+    primitive.def_impl(functools.partial(apply_primitive, primitive))
     batching.primitive_batchers[primitive] = batch
     mlir.register_lowering(primitive, mlir.lower_fun(formula, multiple_results=True))
     if on_cpu is not None:
