@@ -14,6 +14,9 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 namespace groupnorm::python::xla {
 namespace {
@@ -162,6 +165,25 @@ void require_statistics(const Plan& plan, const Buffer* mean, const Buffer* rstd
   require_elements(rstd, 2 * plan.blocks(), "rstd");
 }
 
+// ---- Memory
+
+// XLA has a large result's memory from the system anew in each call. By pages of 4 KB that takes
+// several times as long as the norm; by 2 MB at a time it does not. NumPy asks for the same of its
+// arrays, from the same size on.
+void ask_for_huge_pages([[maybe_unused]] const Buffer* result) {
+#if defined(__linux__)
+  constexpr std::uintptr_t kHuge = 2 << 20, kLarge = 4 << 20;
+  if (result == nullptr) return;
+  const unsigned element = result->type == DataType::f64   ? 8
+                           : result->type == DataType::f32 ? 4
+                                                           : 2;
+  const std::uintptr_t bytes = static_cast<std::uintptr_t>(elements(*result)) * element;
+  if (bytes < kLarge) return;
+  const std::uintptr_t before = -reinterpret_cast<std::uintptr_t>(result->data) % kHuge;
+  madvise(data<std::byte>(result) + before, bytes - before, MADV_HUGEPAGE);
+#endif
+}
+
 // ---- Threads
 
 // Tasks that several threads take until none is left. Who comes late finds none, and touches
@@ -261,6 +283,7 @@ void call_forward(const CallFrame& frame) {
   require(Plan::make(spec_of(arguments, x, scale, bias), &plan));
   require_elements(y, elements(x), "y");
   require_statistics(plan, mean, rstd);
+  ask_for_huge_pages(y);
   const Workspace workspace(plan.workspace_bytes());
   Threads threads(frame);
   require(plan.forward({.x = data(&x),
@@ -293,6 +316,7 @@ void call_backward(const CallFrame& frame) {
   require_elements(dscale, params, "dscale");
   require_elements(dbias, params, "dbias");
   require_statistics(plan, mean, rstd);
+  ask_for_huge_pages(dx);
   const Workspace workspace(plan.backward_workspace_bytes());
   Threads threads(frame);
   require(plan.backward({.x = data(&x),

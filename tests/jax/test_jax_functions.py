@@ -447,7 +447,7 @@ def test_export_of_any_size():
 
 
 def test_many_threads_at_once():
-    x = jnp.asarray(normal((4, 64, 64, 32), seed=60))
+    x = jnp.asarray(normal((4, 64, 64, 80), seed=60))  # of the size that huge pages begin at
     compiled = jax.jit(lambda x: jax.value_and_grad(lambda x: norm.group_norm(x, 8).sum())(x))
     wanted = bits(compiled(x)[1])
     wrong = []

@@ -85,10 +85,10 @@ def _forward_formula(
     x: Array, *params: Array, norm: Norm, affine: Affine, statistics: bool
 ) -> list[Array]:
     y = _formula(norm, affine)(x, *params)
-    # The formula of backward makes its own statistics.
-    return [y, *(jnp.zeros(a.shape, a.dtype) for a in _statistics(norm, x))][
-        : 3 if statistics else 1
-    ]
+    if not statistics:
+        return [y]
+    # The formula of backward makes its own.
+    return [y, *(jnp.zeros(each.shape, each.dtype) for each in _statistics(norm, jax.typeof(x)))]
 
 
 def _tangent_formula(*args: Array, norm: Norm, affine: Affine, wanted: Wanted) -> list[Array]:
@@ -104,11 +104,7 @@ def _backward_formula(
     return list(jax.vjp(function, *moving)[1](dy))
 
 
-# ---- Shapes
-
-
-# Of results, as abstract values of JAX, which know over which devices they are spread: like x, and
-# like what they are gradients of.
+# ---- Shapes: results as abstract values of JAX, which know over which devices they are spread
 
 
 def _statistics(norm: Norm, x: Any) -> list[Any]:
