@@ -24,6 +24,7 @@ from jax_norms import (
 
 import groupnorm
 import groupnorm.jax
+from groupnorm.jax import _formula
 
 jax, jnp = jax_norms.jax, jax_norms.jnp
 norm: Any = groupnorm.jax  # also for calls of the wrong types
@@ -101,6 +102,10 @@ def test_channels_at_any_axis(axis):
     y = norm.group_norm(x, 4, SCALE, BIAS, axis=axis)
     wanted = norm.group_norm(numpy.moveaxis(x, axis, 1), 4, SCALE, BIAS, axis=1)
     assert bits(y) == bits(jnp.moveaxis(wanted, 1, axis))
+
+
+def test_activations_are_those_of_the_engine():
+    assert tuple(_formula.ACTIVATIONS) == tuple(groupnorm.ACTIVATIONS)
 
 
 def test_instance_norm_is_a_group_each():
