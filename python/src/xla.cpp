@@ -139,7 +139,7 @@ void require_elements(const Buffer* buffer, std::int64_t count, const char* name
 // The Spec of a call on this x, scale and bias.
 Spec spec_of(const Arguments& arguments, const Buffer& x, const Buffer* scale, const Buffer* bias) {
   if (x.rank != 3) refuse("x must have three axes");
-  const Layout layout = find<Layout>(arguments.string("layout"), Status::unknown_layout);
+  const auto layout = find<Layout>(arguments.string("layout"), Status::unknown_layout);
   const bool first = layout == Layout::channels_first;
   Spec spec{
       .shape = {x.dims[0], x.dims[first ? 1 : 2], x.dims[first ? 2 : 1]},
