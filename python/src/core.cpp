@@ -22,6 +22,8 @@
 
 #include "machine.h"
 #include "openmp.h"
+#include "threads.h"
+#include "torch_kernels.h"
 #include "workspace.h"
 #include "xla.h"
 
@@ -105,19 +107,6 @@ bool in_c_order(nb::handle array) {
   constexpr int kBoth = kCContiguous | kAligned;
   return (fields(array).flags & kBoth) == kBoth;
 }
-
-// Where calls run: the built-in pool, or OpenMP's threads.
-class Threads {
- public:
-  Threads() = default;
-  explicit Threads(const OpenMp& openmp) : openmp_(openmp) {}
-  Executor executor(int threads) const {
-    return openmp_ ? openmp_->executor(threads) : pool(threads);
-  }
-
- private:
-  std::optional<OpenMp> openmp_;
-};
 
 template <class Function>
 Function function_at(std::uintptr_t address) {
@@ -366,6 +355,27 @@ NB_MODULE(_core, module) {
   module.def("in_c_order", &gp::in_c_order, "array"_a,
              "Whether the engine can take the elements of a NumPy array, in C order, where they "
              "lie.");
+  module.def(
+      "torch_functions",
+      [] {
+        std::vector<std::tuple<std::string, bool>> found;
+        for (const auto& [name, needed] : gp::torch_functions()) found.emplace_back(name, needed);
+        return found;
+      },
+      "(name, whether it is needed) of the functions of libtorch that torch_link takes.");
+  module.def("torch_link", &gp::torch_link, "addresses"_a, "threads"_a,
+             "Takes the addresses of torch_functions(), in their order; 0 where there is none.");
+  module.def("torch_override", &gp::torch_override, "on"_a,
+             "Registers the kernels of aten's group normalization on CPUs, or removes them.");
+  module.def(
+      "torch_calls",
+      [] {
+        const gp::TorchCalls calls = gp::torch_calls();
+        return std::tuple(calls.forward, calls.backward, calls.left);
+      },
+      "How many calls (forward, backward) they have computed, and how many they left to torch's.");
+  module.def("torch_refuse", &gp::torch_refuse, "words"_a,
+             "Of torch's own kernel, which a call was left to: why it refuses.");
   module.def(
       "suggest_groups",
       [](std::int64_t channels) {

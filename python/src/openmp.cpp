@@ -9,13 +9,6 @@ namespace {
 
 bool forked = false;
 
-void watch_for_forks() {
-#if defined(__unix__) || defined(__APPLE__)
-  static const int watching = pthread_atfork(nullptr, nullptr, [] { forked = true; });
-  static_cast<void>(watching);
-#endif
-}
-
 struct Job {
   const OpenMp& openmp;
   std::int64_t count;
@@ -44,8 +37,14 @@ void run(void* context, std::int64_t count, Executor::Task task, void* arg) {
 
 }  // namespace
 
+void watch_for_forks() noexcept {
+#if defined(__unix__) || defined(__APPLE__)
+  static const int watching = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+  static_cast<void>(watching);
+#endif
+}
+
 Executor OpenMp::executor(int threads) const noexcept {
-  watch_for_forks();
   return {run, const_cast<OpenMp*>(this), threads};
 }
 

@@ -24,6 +24,10 @@ struct OpenMp {
   Executor executor(int threads) const noexcept;
 };
 
+// From now on a child process after fork is known for one; before that it would wait for workers
+// that it has not.
+void watch_for_forks() noexcept;
+
 }  // namespace groupnorm::python
 
 #endif

@@ -1,7 +1,8 @@
 """The engine in place of torch's group, instance and layer normalization on CPUs.
 
     import groupnorm.torch
-    groupnorm.torch.replace_group_norm_(model)
+    groupnorm.torch.enable()                      # torch's own group norm runs it, in any model
+    groupnorm.torch.replace_group_norm_(model)    # or: a model's norms, with activations fused
 
 Same modules, same state_dict; forward, derivatives of any order, torch.func, torch.compile and
 torch.export. y and dx lie in the memory format that torch suggests for x. Calls run on torch's own
@@ -14,6 +15,7 @@ such operator"; torch.package and pickles of modules import it by themselves.
 
 from . import export as export  # what it registers
 from . import functional
+from ._override import disable, enable, enabled, override
 from .modules import GroupNorm, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d, LayerNorm
 from .replace import (
     Report,
@@ -30,7 +32,11 @@ __all__ = [
     "LayerNorm",
     "Report",
     "batch_norm_to_group_norm_",
+    "disable",
+    "enable",
+    "enabled",
     "functional",
+    "override",
     "replace_group_norm_",
     "restore_group_norm_",
 ]

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format
 
 from .. import _core
 from .._engine import POOL
+from ._private import suggest_memory_format
 
 DTYPES = {
     torch.float32: "f32",
@@ -23,6 +23,15 @@ DTYPES = {
 }
 
 
+def libtorch() -> ctypes.CDLL | None:
+    """The library of torch that is loaded; None where it is not found (macOS, Windows)."""
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        return ctypes.CDLL(str(library), mode=os.RTLD_NOLOAD)
+    except (AttributeError, OSError):
+        return None
+
+
 def _torch_threads() -> _core.Threads:
     """The workers of torch's OpenMP, so that two pools never fight for the same cores.
 
@@ -30,11 +39,10 @@ def _torch_threads() -> _core.Threads:
     itself uses. Where torch has none (macOS, Windows), the engine's pool runs as many threads.
     """
     names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "omp_in_parallel")
-    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    loaded = libtorch()
     try:
-        loaded = ctypes.CDLL(str(library), mode=os.RTLD_NOLOAD)
         addresses = [ctypes.cast(getattr(loaded, name), ctypes.c_void_p).value for name in names]
-    except (AttributeError, OSError):
+    except AttributeError:
         return POOL
     return _core.Threads.openmp(*(address or 0 for address in addresses))
 

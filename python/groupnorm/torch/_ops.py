@@ -13,20 +13,21 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch._C import (
-    _are_functorch_transforms_active,
-    _get_tracing_state,
-    _len_torch_dispatch_stack,
-)
-from torch._C._functorch import is_legacy_batchedtensor
-from torch._library.autograd import Info, make_autograd_impl
-from torch.autograd import forward_ad
-from torch.autograd.function import _SingleLevelFunction
 from torch.compiler import is_compiling
 from torch.nn import functional
 
 from .. import _core
 from . import _kernels
+from ._private import (
+    SingleLevelFunction,
+    are_transforms_active,
+    autograd_kernel,
+    dispatch_modes,
+    forward_ad,
+    is_dual,
+    is_legacy_batched,
+    tracing_state,
+)
 
 ACTIVATIONS = {
     "none": lambda z: z,
@@ -55,17 +56,12 @@ _library.impl("group_norm_backward", _kernels.group_norm_backward, "CPU")
 
 def transformed() -> bool:
     """Whether forward-mode AD or a transform of torch.func is at work."""
-    return forward_ad._current_level >= 0 or _are_functorch_transforms_active()
-
-
-def _is_dual(t: Tensor) -> bool:
-    """Whether t has a tangent: compiled graphs enter a dual level that forward_ad does not count."""
-    return torch._VF._unpack_dual(t, level=0)[1] is not None
+    return forward_ad._current_level >= 0 or are_transforms_active()
 
 
 def traced() -> bool:
     """Whether somebody looks at operators: torch.compile, torch.jit.trace, a dispatch mode."""
-    return is_compiling() or _len_torch_dispatch_stack() > 0 or _get_tracing_state() is not None
+    return is_compiling() or dispatch_modes() > 0 or tracing_state() is not None
 
 
 def _empty_like(x: Tensor) -> Tensor:
@@ -240,10 +236,13 @@ def _differentiable(
     torch.library.register_autograd alone would lose the tangents of forward-mode AD.
     """
     operator = getattr(torch.ops.groupnorm, name).default
-    recorded = make_autograd_impl(operator, Info(backward, setup))
+    recorded = autograd_kernel(operator, setup, backward)
+    if recorded is None:
+        torch.library.register_autograd(operator, backward, setup_context=setup, lib=_library)
+        return
 
-    def run(keys: torch._C.DispatchKeySet, *args: Any) -> Any:
-        if transformed() or any(isinstance(t, Tensor) and _is_dual(t) for t in args):
+    def run(keys: Any, *args: Any) -> Any:
+        if transformed() or any(isinstance(t, Tensor) and is_dual(t) for t in args):
             return composed(*args)
         return recorded(keys, *args)
 
@@ -314,7 +313,7 @@ def _(
     return tuple(unfolded), tuple(axes_out)
 
 
-class GroupNormFunction(_SingleLevelFunction):
+class GroupNormFunction(SingleLevelFunction):
     """The same on plain tensors, without the operator's way through the dispatcher.
 
     Nor is it a Function, whose apply asks about transforms that there are none of here, and takes
@@ -345,7 +344,7 @@ class GroupNormFunction(_SingleLevelFunction):
         norm, saved = ctx.kept
         watched = type(dy) is not Tensor or torch.is_grad_enabled() or transformed() or traced()
         # is_grads_batched is a vmap of its own, older than that of torch.func.
-        if watched or is_legacy_batchedtensor(dy):
+        if watched or is_legacy_batched(dy):
             return *_by_operators(norm, dy, x, weight, bias, mask), None
         found = _kernels.backward(norm, dy, x, weight, bias, saved.mean, saved.rstd, mask)
         return *found, None

@@ -8,10 +8,10 @@ import math
 
 import torch
 from torch import Tensor
-from torch._decomp import register_decomposition
 from torch.nn import functional
 
 from ._ops import ACTIVATIONS, fake_group_norm
+from ._private import register_decomposition
 
 # Where sizes are symbols, fake tensors would take the decomposition below, which has other strides and
 # guards than the operator, unless there is a meta function.

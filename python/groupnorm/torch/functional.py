@@ -11,26 +11,30 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import (
-    _are_functorch_transforms_active,
-    _get_tracing_state,
-    _len_torch_dispatch_stack,
-)
-from torch._subclasses.fake_tensor import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
-from torch.autograd import forward_ad, profiler
 from torch.compiler import is_compiling
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.nn import functional
 from torch.nn.parameter import Parameter
 
-from . import _kernels
-from ._ops import ACTIVATIONS, GroupNormFunction
+from . import _kernels, _override
+from ._ops import ACTIVATIONS, GroupNormFunction, transformed
+from ._private import (
+    OPERATORS_KEEP_TANGENTS,
+    TRACED,
+    are_transforms_active,
+    dispatch_modes,
+    forward_ad,
+    profiler,
+    statically_known_true,
+    tracing_state,
+    unsafe_view,
+)
 
 _TENSORS = frozenset((Tensor, Parameter))
 _PLAIN = _TENSORS | {type(None)}
-_TRACED = (FakeTensor, FunctionalTensor)
 _STRIDED = torch.strided
+# From so many elements on one call with an activation is faster than torch's operator and torch's
+# activation after it, where gradients are recorded and the kernels of both are ours.
+_FUSED_ELEMENTS = 4096
 
 
 def activation_name(activation: str | None) -> str:
@@ -58,10 +62,10 @@ def _normalize(
     """
     plain = type(x) in _TENSORS and type(weight) in _PLAIN and type(bias) in _PLAIN
     # _ops.traced() and _ops.transformed(), without two calls.
-    traced = is_compiling() or _len_torch_dispatch_stack() > 0 or _get_tracing_state() is not None
+    traced = is_compiling() or dispatch_modes() > 0 or tracing_state() is not None
     if not plain or traced or profiler._is_profiler_enabled:
         return _record(see, of, x, weight, bias, eps, activation)
-    if forward_ad._current_level >= 0 or _are_functorch_transforms_active():
+    if forward_ad._current_level >= 0 or are_transforms_active():
         return None
     # In this order: the shape of a nested tensor and the strides of a sparse one can't be asked for.
     if not x.is_cpu or x.layout is not _STRIDED or x.is_nested:
@@ -70,18 +74,49 @@ def _normalize(
         return None
     if bias is not None and not (bias.is_cpu and bias.is_contiguous()):
         return None
+    recorded = torch.is_grad_enabled() and _requires_grad(x, weight, bias)
+    if recorded and _override.installed and see is not _kernels.see_rows:
+        y = _by_torch(see, of, x, weight, bias, eps, activation)
+        if y is not None:
+            return y
     norm = _kernels.find_norm(see, of, x, weight, bias, eps, activation)
     if norm is None:
         return None
-    if torch.is_grad_enabled() and _requires_grad(x, weight, bias):
+    if recorded:
         if not norm.dense:
             # The copy is saved, as torch does: whoever changes x later changes no gradient. It has
             # to be a part of the graph, so the function can't make it.
             dense = x.contiguous(memory_format=norm.format)
             return _normalize(see, of, dense, weight, bias, eps, activation)
-        y: Tensor = GroupNormFunction.apply(x, weight, bias, norm)
+        y = GroupNormFunction.apply(x, weight, bias, norm)
         return y
     return _kernels.forward(norm, x, weight, bias)
+
+
+def _by_torch(
+    see: _kernels.See,
+    of: Any,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str,
+) -> Tensor | None:
+    """y by torch's operator, with the engine beneath it (_override.py): no node of ours in Python.
+
+    None where that is slower, or where torch.nn.functional refuses before it calls the operator.
+    """
+    if activation != "none" and x.numel() >= _FUSED_ELEMENTS:
+        return None
+    shape, groups, one_each = x.shape, of, of
+    if see is _kernels.see_channels:
+        if len(shape) < 3:
+            return None
+        groups, one_each = shape[1], shape[0] * shape[1]
+    if len(shape) < 2 or groups < 1 or shape[1] % groups != 0 or x.numel() == one_each:
+        return None
+    y = torch.group_norm(x, groups, weight, bias, eps, False)
+    return y if activation == "none" else ACTIVATIONS[activation](y)
 
 
 def _requires_grad(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
@@ -107,10 +142,10 @@ def _record(
     activation: str,
 ) -> Tensor | None:
     """The operator, for who sees operators only; None for ONNX and other subclasses of Tensor."""
-    if torch.onnx.is_in_onnx_export():
+    if torch.onnx.is_in_onnx_export() or (not OPERATORS_KEEP_TANGENTS and transformed()):
         return None
     for t in (x, weight, bias):
-        if type(t) not in _PLAIN and not isinstance(t, _TRACED):
+        if type(t) not in _PLAIN and not isinstance(t, TRACED):
             return None
         if t is not None and (not t.is_cpu or t.layout is not _STRIDED or t.is_nested):
             return None
@@ -127,8 +162,7 @@ def _record(
     rows = x.reshape(-1, seen.c)
     params = (p if p is None else p.reshape(-1) for p in (weight, bias))
     # y is not to be a view: those can't be changed in place in every mode.
-    y = torch.ops.aten._unsafe_view(run(rows, *params, 1, eps, activation)[0], x.shape)
-    return y
+    return unsafe_view(run(rows, *params, 1, eps, activation)[0], x.shape)
 
 
 def group_norm(
