@@ -1,9 +1,11 @@
 """What a training step costs with each norm, in turns."""
 
+import contextlib
 import dataclasses
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -11,13 +13,22 @@ from torch import nn
 
 from .network import CLASSES, WIDTH, MakeNorm, Residual, make_norm
 from .plan import GROUPS
-from .training import convolutions, optimizer_of, step
+from .training import convolutions, engine, optimizer_of, step
 
-CONTESTANTS: dict[str, MakeNorm] = {
-    "none": lambda c: nn.Identity(),
-    "BN, torch": nn.BatchNorm2d,
-    "GN, torch": lambda c: nn.GroupNorm(min(GROUPS, c), c),
-    "GN, groupnorm": make_norm("GN", groups=GROUPS),
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """A norm, and where its steps run."""
+
+    norm: MakeNorm
+    within: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
+
+
+CONTESTANTS: dict[str, Contestant] = {
+    "none": Contestant(lambda c: nn.Identity()),
+    "BN, torch": Contestant(nn.BatchNorm2d),
+    "GN, torch": Contestant(lambda c: nn.GroupNorm(min(GROUPS, c), c)),
+    "GN, groupnorm": Contestant(make_norm("GN", groups=GROUPS), engine),
 }
 _TURN = 3  # steps that count, after one that settles caches
 _FEWEST_ROUNDS = 3
@@ -36,7 +47,7 @@ class Case:
         return f"batch {self.batch}, {self.side}x{self.side}, from {self.width} channels"
 
 
-CASES = (Case(2, 28), Case(32, 28), Case(4, 56, 64))
+CASES = (Case(1, 28), Case(2, 28), Case(8, 28), Case(32, 28), Case(4, 56, 64))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,25 +73,26 @@ def _player(case: Case, norm: MakeNorm) -> Callable[[], object]:
     return lambda: step(model, optimizer, x, y)
 
 
-def _turn(play: Callable[[], object], into: list[float]) -> None:
-    play()
-    for _ in range(_TURN):
-        start = time.perf_counter()
+def _turn(name: str, play: Callable[[], object], into: list[float]) -> None:
+    with CONTESTANTS[name].within():
         play()
-        into.append(1e3 * (time.perf_counter() - start))
+        for _ in range(_TURN):
+            start = time.perf_counter()
+            play()
+            into.append(1e3 * (time.perf_counter() - start))
 
 
 def measure(case: Case, seconds: float) -> Times:
     """Times everyone once a round until the time is over."""
-    players = {name: _player(case, norm) for name, norm in CONTESTANTS.items()}
+    players = {name: _player(case, each.norm) for name, each in CONTESTANTS.items()}
     times: dict[str, list[float]] = {name: [] for name in players}
     with convolutions(case.batch):
-        for play in players.values():
-            _turn(play, [])
+        for name, play in players.items():
+            _turn(name, play, [])
         end, rounds = time.monotonic() + seconds, 0
         while rounds < _FEWEST_ROUNDS or time.monotonic() < end:
             for name, play in players.items():
-                _turn(play, times[name])
+                _turn(name, play, times[name])
             rounds += 1
     return Times(
         case, {name: round(statistics.median(t), 4) for name, t in times.items()}, rounds * _TURN
