@@ -438,7 +438,7 @@ def test_the_module_samples_of_torch():
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_gradcheck_and_gradgradcheck(layout):
-    """In channels_last the first alone: torch's formulas for the others take a view, and fail."""
+    """Without forward-mode AD in channels_last: torch's formula takes a view there, and fails."""
     x = LAYOUTS[layout](make((2, 6, 4, 2), torch.float64, seed=11))
     leaves = leaves_of(x, make(6, torch.float64, 1), make(6, torch.float64, 2))
     with ran():
@@ -451,11 +451,10 @@ def test_gradcheck_and_gradgradcheck(layout):
             assert torch.autograd.gradcheck(
                 call, given, check_forward_ad=layout == "channels_first"
             )
-            if layout == "channels_first":
-                assert torch.autograd.gradgradcheck(call, given)
+            assert torch.autograd.gradgradcheck(call, given)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_opcheck(dtype, requires_grad):
     for x in (

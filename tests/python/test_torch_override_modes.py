@@ -349,6 +349,18 @@ def test_our_functions_go_by_the_same_kernels(layout, shape, activation):
         differentiated(gt.functional.group_norm, dy, x, weight, bias, 8)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_our_functions_keep_their_second_derivatives(layout):
+    x = LAYOUTS[layout](make((2, 6, 4, 2), torch.float64))
+    x, weight, bias = leaves_of(x, make(6, torch.float64, 1), make(6, torch.float64, 2))
+    with gt.override():
+        for params in ((weight, bias), (weight, None), (None, bias), (None, None)):
+            given = [t for t in (x, *params) if t is not None]
+            assert torch.autograd.gradgradcheck(
+                lambda *_, p=params: gt.functional.group_norm(x, 3, *p), given
+            )
+
+
 def test_our_functions_refuse_as_before():
     x = make((1, 6, 1)).requires_grad_()
     for call in (
