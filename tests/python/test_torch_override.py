@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-torch = pytest.importorskip("torch")
+torch = pytest.importorskip("torch", minversion="2.10")
 
 from torch import nn
 from torch.nn import functional
@@ -201,7 +201,9 @@ def test_results_lie_where_those_of_torch_do():
                 doubles = (t.double().contiguous() for t in (y_like, x, weight))
                 exact = differentiated(native_y, *doubles, None, groups)
                 for f, t, e in zip(found, expected, exact, strict=True):
-                    assert f.stride() == t.stride(), case
+                    # That of an axis of size 1 says nothing, and differs by torch's version.
+                    longer = [i for i, size in enumerate(t.shape) if size > 1]
+                    assert [f.stride(i) for i in longer] == [t.stride(i) for i in longer], case
                     scale = e.abs().max().clamp(min=1)
                     assert (f - e).abs().max() <= 64 * EPS32 * scale, case
     assert taken > 100

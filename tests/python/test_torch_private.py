@@ -105,3 +105,18 @@ def test_results_are_right_without_any_of_them():
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_enable_says_what_an_older_torch_has_not():
+    if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 10):
+        pytest.skip("this torch has all that enable needs")
+    with pytest.raises(RuntimeError, match=r"needs torch 2\.10 or later.*; got torch 2\."):
+        groupnorm.torch.enable()
+    with pytest.raises(RuntimeError), groupnorm.torch.override():
+        pass
+    assert not groupnorm.torch.enabled()
+    assert not groupnorm.torch.enabled(verbose=True)
+    x = torch.randn(2, 8, 5)
+    torch.testing.assert_close(
+        groupnorm.torch.GroupNorm(4, 8)(x), torch.nn.functional.group_norm(x, 4)
+    )

@@ -184,14 +184,15 @@ def _times(summary: Summary) -> str:
     return f"""\
 ## Time of a training step
 
-Milliseconds of a step (forward, backward, SGD), the medians of steps taken in turns by four copies of one network that
-differ in their norms alone, one thread. In brackets: what is added to the step without norms.
+Milliseconds of processor time of a step (forward, backward, SGD), the medians of steps taken in turns by four copies of one
+network that differ in their norms alone, one thread. In brackets: what is added to the step without norms. "GN, groupnorm" is
+GroupNorm of groupnorm.torch within `groupnorm.torch.override()`.
 
 {_table(head, rows)}
 
 Above 1 in the last column groupnorm is faster. In steps as small as those of this study a norm has so little to compute
-that the way to it, through Python and torch's autograd, takes the time: there torch's own norms, which are reached
-without Python, have the shorter way. `python -m groupnorm bench` times the norm alone, on the shapes of larger models."""
+that the way to it, through Python and torch's autograd, takes the time, and that is the same for both: groupnorm's kernels lie
+beneath torch's own operator. `bench/training.py` times larger norms and other batches, `python -m groupnorm bench` the norm alone."""
 
 
 def render(summary: Summary) -> str:

@@ -20,7 +20,7 @@ from .. import _core
 from . import _kernels
 from ._private import cpu_keys, schema_of
 
-# Of torch 2.10 to 2.13. The kernels take their arguments by place, so any other is refused.
+# Of torch 2.10 to 2.14. The kernels take their arguments by place, so any other is refused.
 _SCHEMAS = {
     "native_group_norm": "aten::native_group_norm(Tensor input, Tensor? weight, Tensor? bias,"
     " SymInt N, SymInt C, SymInt HxW, int group, float eps) -> (Tensor, Tensor, Tensor)",
@@ -91,7 +91,7 @@ def _prepare() -> None:
     except (AttributeError, RuntimeError) as error:
         raise RuntimeError(
             "groupnorm.torch.enable: needs torch 2.10 or later, with the C functions and schemas"
-            f" of 2.10 to 2.13; got torch {torch.__version__}: {error}"
+            f" of 2.10 to 2.14; got torch {torch.__version__}: {error}"
         ) from error
     library = torch.library.Library("groupnorm", "FRAGMENT")
     for name, schema in _SCHEMAS.items():

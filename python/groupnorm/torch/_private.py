@@ -1,6 +1,6 @@
 """The names of torch that it does not document: each of them here alone, with what stands in for it.
 
-They are known in torch 2.5 to 2.13, the range that is tested. Where a later torch has one no longer,
+They are known in torch 2.5 to 2.14, the range that is tested. Where a later torch has one no longer,
 what stands in keeps results right and takes longer: what can't be known is taken to be so, and torch's
 own functions, or the operators of _ops.py, do the work.
 """
