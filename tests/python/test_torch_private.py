@@ -23,6 +23,7 @@ def test_private_names_stand_in_one_file():
     for path in folder.glob("*.py"):
         text = re.sub(r'""".*?"""|#[^\n]*', "", path.read_text(), flags=re.DOTALL)
         names = set(re.findall(r"(?:torch|functional|autograd|library)\.(_[a-zA-Z]\w*)", text))
+        names |= set(re.findall(r"from torch[\w.]* import[^\n]*\b(_\w+)", text))
         names |= set(re.findall(r"from torch\.?[\w.]*\._[\w.]* import|import torch\._\w+", text))
         if path.name != "_private.py" and names - {"__file__", "__version__"}:
             found[path.name] = names

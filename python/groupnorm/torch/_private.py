@@ -55,6 +55,19 @@ def is_dual(t: Tensor) -> bool:
     return _unpack_dual(t, level=0)[1] is not None
 
 
+_GLOBAL_HOOKS = ("forward_pre_hooks", "forward_hooks", "backward_pre_hooks", "backward_hooks")
+
+
+def _any_global_hook() -> bool:
+    hooks = [_find(f"torch.nn.modules.module._global_{name}", True) for name in _GLOBAL_HOOKS]
+    return any(map(bool, hooks))
+
+
+# Of all modules. torch 2.5 has the hooks alone.
+has_global_hooks: Callable[[], bool] = _find(
+    "torch.nn.modules.module._has_any_global_hook", _any_global_hook
+)
+
 # ---- tensors
 
 # Types that stand for plain tensors in a graph.

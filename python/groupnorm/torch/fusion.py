@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from . import known_blocks
+from ._private import has_global_hooks
 from .known_blocks import Fusion
 from .modules import Activated
 
@@ -30,7 +30,7 @@ def is_watched(module: nn.Module) -> bool:
         or module._backward_hooks
         or module._backward_pre_hooks
         or "forward" in module.__dict__
-        or _has_any_global_hook()
+        or has_global_hooks()
     )
 
 
