@@ -176,7 +176,7 @@ def float_of(dtype: Any) -> numpy.dtype[Any]:
         TypeError: there is none.
     """
     dtype = numpy.dtype(dtype)
-    if dtype.kind in "bui":
+    if dtype.kind in ("b", "u", "i"):
         return numpy.dtype("f4" if dtype.itemsize <= 2 else "f8")
     return as_array("source", numpy.empty(0, dtype)).dtype
 
