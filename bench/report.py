@@ -97,6 +97,7 @@ class Results:
     runtimes: dict[str, list[dict[str, Any]]]  # of runtimes.py: norms, errors, models
     values: list[dict[str, Any]]  # of groupnorm_values: a row each
     jvm: list[dict[str, Any]]  # cases of java/bench
+    training: list[dict[str, Any]]  # of training.py
 
 
 def _key(name: str) -> Key | None:
@@ -120,7 +121,7 @@ def read(paths: Iterable[Path]) -> Results:
     Raises:
         BadInput: a file cannot be read, or none of the programs wrote it.
     """
-    results = Results({}, {}, [], {}, [], {}, [], [])
+    results = Results({}, {}, [], {}, [], {}, [], [], [])
     for path in paths:
         try:
             found = json.loads(path.read_text())
@@ -128,6 +129,9 @@ def read(paths: Iterable[Path]) -> Results:
                 for each in found["instructions"]:
                     key = (each["direction"], each["shape"], each["groups"])
                     results.instructions.setdefault(key, {})[each["layout"]] = each
+                continue
+            if "training" in found:
+                results.training = found["training"]
                 continue
             if "jvm" in found:
                 results.jvm = found["jvm"]
@@ -417,6 +421,20 @@ def _jvm(results: Results) -> str:
     return _table(["shape, groups", *names], rows)
 
 
+def training_table(rows: list[dict[str, Any]]) -> str:
+    """A row for each case and number of threads: microseconds of torch, and ratios to them."""
+    if not rows:
+        return ""
+    first, *others = dict.fromkeys(row["way"] for row in rows)
+    lines = [f"| forward + backward | threads | {first}, us | {' | '.join(others)} |"]
+    lines.append("|---|---:|---:" + "|---:" * len(others) + "|")
+    for case, threads in dict.fromkeys((row["case"], row["threads"]) for row in rows):
+        of = {row["way"]: row for row in rows if (row["case"], row["threads"]) == (case, threads)}
+        ratios = " | ".join(f"{of[name]['ratio']:.2f}" for name in others)
+        lines.append(f"| {case} | {threads} | {of[first]['median']:.1f} | {ratios} |")
+    return "\n".join(lines) + "\n"
+
+
 # --- Of the other programs
 
 
@@ -555,6 +573,7 @@ def tables(results: Results) -> dict[str, str]:
         found[f"instructions-{direction}"] = _instructions(results, direction)
     found["compare-skipped"] = _skipped(results)
     found["jvm"] = _jvm(results)
+    found["training"] = training_table(results.training)
     found["accuracy"] = _accuracy(results)
     found["values"] = _values(results)
     found["headline"] = _headline(results)

@@ -2,7 +2,7 @@
 
     python bench/training.py                    # every case, on one thread and on two
     python bench/training.py --quick            # does it run
-    python bench/training.py --json training.json --update docs/pytorch.md
+    python bench/training.py --json docs/results/training.json    # then bench/report.py
 
 Chains of norms, forward and backward, a layer each; and steps of the study's networks (forward,
 backward, SGD). The same tensors in turns, round by round, so that all meet the same machine; the
@@ -22,12 +22,13 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 
 import torch
-from report import BadInput, fill
+from groupnorm._core import processor
+from report import training_table
 from torch import Tensor, nn
 from torch.nn import functional
 
 import groupnorm.torch
-from groupnorm._cli.machine import keep_freed_memory, processor
+from groupnorm._cli.machine import keep_freed_memory
 from groupnorm._study.network import NETWORKS
 from groupnorm._study.training import convolutions, optimizer_of, step
 from groupnorm.torch import functional as ours
@@ -174,18 +175,6 @@ def measure(
     ]
 
 
-def table(results: list[Result]) -> str:
-    """A row for each case and number of threads."""
-    first, *others = (way.name for way in WAYS)
-    lines = [f"| forward + backward | threads | {first}, us | {' | '.join(others)} |"]
-    lines.append("|---|---:" + "|---:" * len(WAYS) + "|")
-    for case, threads in dict.fromkeys((r.case, r.threads) for r in results):
-        of = {r.way: r for r in results if (r.case, r.threads) == (case, threads)}
-        ratios = " | ".join(f"{of[name].ratio:.2f}" for name in others)
-        lines.append(f"| {case} | {threads} | {of[first].median:.1f} | {ratios} |")
-    return "\n".join(lines) + "\n"
-
-
 def main() -> None:
     """Measures, prints the table, and writes what was asked for."""
     parser = argparse.ArgumentParser(
@@ -196,7 +185,6 @@ def main() -> None:
     parser.add_argument("--case", metavar="WORD", help="those with this word in their names")
     parser.add_argument("--quick", action="store_true", help="some cases, few rounds")
     parser.add_argument("--json", type=pathlib.Path, metavar="FILE")
-    parser.add_argument("--update", nargs="+", type=pathlib.Path, default=[], metavar="FILE")
     options = parser.parse_args()
     keep_freed_memory()  # else pages that come and go take the time of the larger norms
     results: list[Result] = []
@@ -205,15 +193,12 @@ def main() -> None:
             if options.case is None or options.case in name:
                 seconds = 0.05 if options.quick else options.seconds
                 results += measure(name, parts, player, threads, seconds)
-    text = table(results)
-    print(f"{processor()}, torch {torch.__version__}\n\n{text}")
+    rows = [asdict(result) for result in results]
+    print(f"{processor()}, torch {torch.__version__}\n\n{training_table(rows)}")
     if options.json:
-        options.json.write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
-    for path in options.update:
-        try:
-            path.write_text(fill(path.read_text(), {"training": text}, str(path)))
-        except (BadInput, OSError) as error:
-            parser.error(f"--update: {error}")
+        context = {"processor": processor(), "torch": torch.__version__}
+        found = {"context": context, "training": rows}
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -317,8 +317,9 @@ class _Backward(NamedTuple):
         )
         return cls(plan, x, dy, gamma, beta, means, rstds)
 
-    def inputs(self) -> tuple[int, ...]:
-        return tuple(address(array) for array in self[1:])
+    def inputs(self) -> tuple[int, int, int, int, int, int]:
+        x, dy, gamma, beta, mean, rstd = (address(array) for array in self[1:])
+        return x, dy, gamma, beta, mean, rstd
 
     def gradients(self) -> tuple[Array | None, Array | None]:
         """Returns room for dgamma and dbeta."""

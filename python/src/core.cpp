@@ -410,8 +410,8 @@ NB_MODULE(_core, module) {
   module.def("rotating_sets", &groupnorm::detail::rotating_sets, "set_bytes"_a, "memory"_a,
              "How many sets of buffers to go round, so that each has left the caches at its turn.");
   module.def("format_bytes", &groupnorm::detail::format_bytes, "bytes"_a,
-             "As \"512 KB\" or \"1.6 GB\", in powers of 1024.");
-  module.def("processor", &groupnorm::detail::processor, "Its model, or \"unknown\".");
+             R"(As "512 KB" or "1.6 GB", in powers of 1024.)");
+  module.def("processor", &groupnorm::detail::processor, R"(Its model, or "unknown".)");
   module.attr("DTYPES") = gp::names(groupnorm::kDTypes);
   module.attr("LAYOUTS") = gp::names(groupnorm::kLayouts);
   module.attr("ACTIVATIONS") = gp::names(groupnorm::kActivations);

@@ -721,7 +721,8 @@ static void test_pieces(void) {
   gn_moments moments[3], total[3] = {{0, 0, 0}, {0, 0, 0}, {0, 0, 0}};
   for (int h = 0; h < 2; ++h) {
     for (int c = 0; c < kChannels; ++c) {
-      memcpy(half[h] + c * kHalf, x + c * kPositions + h * kHalf, kHalf * sizeof(float));
+      const float* const from = &x[(size_t)c * kPositions + (size_t)h * kHalf];
+      memcpy(&half[h][(size_t)c * kHalf], from, kHalf * sizeof(float));
     }
     CHECK(gn_reduce(&plan, half[h], moments, workspace, sizeof workspace, NULL) == GN_STATUS_OK);
     memcpy(sent[h], moments, sizeof moments);

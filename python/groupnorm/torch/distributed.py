@@ -171,9 +171,8 @@ class _Normalize(torch.autograd.Function):
         )
         y = torch.empty_like(x, memory_format=shard.format)
         if x.numel():
-            shard.plan.forward(
-                *_addresses(x, y, weight, bias, statistics[0], statistics[1]), *_threads()
-            )
+            mean, rstd = statistics
+            shard.plan.forward(*_addresses(x, y, weight, bias, mean, rstd), *_threads())
         ctx.save_for_backward(x, weight, bias)
         ctx.kept = statistics, total, shard, group
         return y
@@ -187,10 +186,11 @@ class _Normalize(torch.autograd.Function):
         asked = ctx.needs_input_grad
         dweight = torch.empty_like(weight) if weight is not None and asked[1] else None
         dbias = torch.empty_like(bias) if bias is not None and asked[2] else None
-        inputs = _addresses(x, dy, weight, bias, statistics[0], statistics[1])
+        mean, rstd = statistics
+        inputs = _addresses(x, dy, weight, bias, mean, rstd)
         own = torch.zeros(_count(shard.blocks), 2, dtype=torch.float64)
         shard.plan.reduce_gradient(
-            *inputs, own.data_ptr(), *_addresses(dweight, dbias), *_threads()
+            *inputs, own.data_ptr(), _address(dweight), _address(dbias), *_threads()
         )
         if not asked[0]:
             return None, dweight, dbias, None, None, None
@@ -203,8 +203,27 @@ class _Normalize(torch.autograd.Function):
         return dx, dweight, dbias, None, None, None
 
 
-def _addresses(*tensors: Tensor | None) -> tuple[int, ...]:
-    return tuple(0 if t is None else t.data_ptr() for t in tensors)
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _addresses(
+    x: Tensor,
+    other: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+) -> tuple[int, int, int, int, int, int]:
+    """What the steps of a Plan begin with; `other` is y or dy."""
+    return (
+        x.data_ptr(),
+        other.data_ptr(),
+        _address(weight),
+        _address(bias),
+        mean.data_ptr(),
+        rstd.data_ptr(),
+    )
 
 
 def _threads() -> tuple[Any, int]:

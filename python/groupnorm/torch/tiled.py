@@ -83,9 +83,16 @@ def _apply(norm: nn.Module, x: Tensor, mean: Tensor, rstd: Tensor) -> Tensor:
     x = x.contiguous(memory_format=_kernels.memory_format(_kernels.see_groups, x))
     plan = _plan(norm, x, weight if weight is not None else bias)
     y = torch.empty_like(x)
-    threads = (_kernels.THREADS, torch.get_num_threads())
-    addresses = (0 if t is None else t.data_ptr() for t in (x, y, weight, bias, mean, rstd))
-    plan.forward(*addresses, *threads)
+    plan.forward(
+        x.data_ptr(),
+        y.data_ptr(),
+        0 if weight is None else weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        mean.data_ptr(),
+        rstd.data_ptr(),
+        _kernels.THREADS,
+        torch.get_num_threads(),
+    )
     activation = getattr(norm, "activation", "none")
     return functional.ACTIVATIONS[activation](y)
 
@@ -94,10 +101,14 @@ def _plan(norm: nn.Module, x: Tensor, param: Tensor | None) -> _core.Plan:
     form = _kernels.memory_format(_kernels.see_groups, x)
     n, c = x.shape[:2]
     data = _kernels.DTYPES[x.dtype]
+    eps: Any = norm.eps
     return _core.Plan(
         *(n, c, math.prod(x.shape[2:]), 1, c // _groups_of(norm)),
         "channels_first" if form is torch.contiguous_format else "channels_last",
-        *(data, data if param is None else _kernels.DTYPES[param.dtype], "none", norm.eps),
+        data,
+        data if param is None else _kernels.DTYPES[param.dtype],
+        "none",
+        eps,
         given_statistics=True,
     )
 
