@@ -1,4 +1,4 @@
-"""What blocks in pieces cost: the three steps beside one call, slabs beside a copy, an exchange.
+"""What blocks in pieces cost: the steps beside one call, slabs beside a copy, an exchange, two ranks.
 
     python bench/scale.py                    # all but the volume that is larger than memory
     python bench/scale.py --volume 40 --folder /data     # 40 GB there, normalized within 2 GB
@@ -112,13 +112,56 @@ def _exchange(rank: int, path: str, rounds: int) -> None:
     dist.destroy_process_group()
 
 
-def exchange(rounds: int) -> None:
+def _scaling(rank: int, path: str, rounds: int) -> None:
+    import torch
+    import torch.distributed as dist
+
+    import groupnorm.torch
+    from groupnorm._cli.machine import keep_freed_memory
+    from groupnorm.torch import distributed
+
+    torch.set_num_threads(1)
+    keep_freed_memory()  # else a result's pages are new in each call
+    dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
+    x = torch.randn(1, 32, 512, 2048)  # one block of 128 MB
+    half = x[:, :, 256 * rank : 256 * (rank + 1)].contiguous()
+    y, half_y = torch.empty_like(x), torch.empty_like(half)
+    alone = groupnorm.torch.GroupNorm(1, 32, affine=False)
+    shared = distributed.GroupNorm(1, 32, affine=False)
+    calls: dict[str, Callable[[], Any]] = {
+        "copy of 1": lambda: y.copy_(x) if rank == 0 else None,
+        "copy of 2": lambda: half_y.copy_(half),
+        "norm of 1": lambda: alone(x) if rank == 0 else None,
+        "norm of 2": lambda: shared(half),
+    }
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds + 1):
+        for name, call in calls.items():
+            dist.barrier()
+            start = time.perf_counter()
+            call()
+            dist.barrier()
+            times[name].append(time.perf_counter() - start)
+    if rank == 0:
+        gain = {
+            what: statistics.median(
+                a / b
+                for a, b in zip(times[f"{what} of 1"][1:], times[f"{what} of 2"][1:], strict=True)
+            )
+            for what in ("norm", "copy")
+        }
+        print(
+            f"scaling  2 ranks are {gain['norm']:.2f} times as fast as 1 on a block of 128 MB; "
+            f"a copy gains {gain['copy']:.2f}"
+        )
+    dist.destroy_process_group()
+
+
+def _on_two_ranks(program: Callable[[int, str, int], None], rounds: int) -> None:
     import torch.multiprocessing as mp
 
     with tempfile.TemporaryDirectory() as folder:
-        mp.start_processes(
-            _exchange, (f"{folder}/store", 20 * rounds), nprocs=2, start_method="spawn"
-        )
+        mp.start_processes(program, (f"{folder}/store", rounds), nprocs=2, start_method="spawn")
 
 
 def picture(path: Path) -> None:
@@ -165,7 +208,8 @@ def main() -> None:
         picture(options.picture)
         return
     steps(options.rounds)
-    exchange(options.rounds)
+    _on_two_ranks(_exchange, 20 * options.rounds)
+    _on_two_ranks(_scaling, options.rounds)
     slabs(options.volume, options.folder, 1 if options.volume > 4 else 3)
 
 
