@@ -204,7 +204,7 @@ def test_errors_leave_what_was_there(tmp_path: Path) -> None:
         assert target.read_bytes() == b"old" and _beside(tmp_path) == ["x.npy", "y.npy"]
 
     norm = groupnorm.stream.group_norm
-    refused(lambda: norm(mapped, target, 3, memory=10), "memory", "16 bytes", "got 10")
+    refused(lambda: norm(mapped, target, 3, memory=10), "memory", "24 bytes", "got 10")
     refused(lambda: norm(mapped, target, 3, memory="much"), "memory", "much")
     refused(lambda: norm(mapped, target, 5), "num_groups", "12", "5")
     refused(lambda: norm(mapped, target, 3, np.ones(3, "f4")), "weight", "(3,)")
