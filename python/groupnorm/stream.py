@@ -29,7 +29,8 @@ from ._pieces import Moments, merged, moments, normalize
 
 # Slabs that are in memory at a time: x and y of the one that is computed; of the next one x, and
 # what it is decoded or mapped from; of the last one y, and the pages of the target it is written to.
-_AT_ONCE = 6
+# Two more are room for threads, modules and buffers of a store.
+_AT_ONCE = 8
 
 Progress = Callable[[int, int], None]
 
@@ -69,7 +70,7 @@ def group_norm(
             without N there is one example, without C one channel.
         correction: var divides by m - correction.
         memory: bytes, or as "2 GB" (units of 1024): what the call may take beside what the process
-            has. A slab is a sixth of it at most.
+            has. A slab is an eighth of it at most.
         progress: called after each slab with the bytes that are done and those of both passes.
 
     Returns:
