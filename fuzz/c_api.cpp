@@ -78,7 +78,7 @@ gn_block take_block(From& from, const gn_shape& shape) {
   }
 }
 
-Later<gn_spec> take_spec(From& from) {
+Later<gn_spec> take_spec(From& from, bool neighbours) {
   constexpr double kEps[] = {0, 1e-5, -1, NAN, INFINITY, 1e300};
   Later<gn_spec> later{};
   gn_spec& spec = later.known;
@@ -94,6 +94,12 @@ Later<gn_spec> take_spec(From& from) {
   spec.correction = take_enumerator(from, 1);
   spec.eps = from.ConsumeBool() ? 1e-5 : from.PickValueInArray(kEps);
   spec.param_stride = from.ConsumeBool() ? 0 : take_size(from);
+  if (neighbours) {
+    spec.sequence = from.ConsumeBool() ? from.ConsumeIntegralInRange(0, 1) : take_size(from);
+    spec.shift = take_enumerator(from, 1);
+    spec.scale = take_enumerator(from, 1);
+    spec.lengths = take_enumerator(from, 1);
+  }
   spoil_size(from, &later);
   return later;
 }
@@ -106,6 +112,8 @@ std::int64_t size_of(gn_dtype dtype) {
 }
 
 bool within(std::int32_t value, std::int32_t last) { return value >= 0 && value <= last; }
+
+std::int64_t sequence_of(const gn_spec& spec) { return spec.sequence == 0 ? 1 : spec.sequence; }
 
 bool divides(std::int64_t part, std::int64_t size) {
   return size == 0 ? part >= 0 : part >= 1 && size % part == 0;
@@ -133,6 +141,13 @@ bool spec_is_good(const gn_spec& spec) {
   if (!within(spec.correction, 1) || !(spec.eps >= 0 && spec.eps < INFINITY)) return false;
   if (!fits(spec)) return false;
   if (!divides(spec.block.examples, n) || !divides(spec.block.channels, c)) return false;
+  const std::int64_t sequence = sequence_of(spec), examples = spec.block.examples;
+  if (sequence < 1 || n % sequence != 0) return false;
+  const bool in_pieces = spec.lengths != 0 || (sequence != 1 && sequence != n);
+  const bool whole =
+      examples == 0 || (spec.lengths != 0 ? examples == 1 : sequence % examples == 0);
+  const bool given = spec.given_statistics != 0 && examples % sequence == 0;
+  if (in_pieces && !whole && !given) return false;
   const bool one = Wide{spec.block.examples} * spec.block.channels * s < 2;
   return is_empty(spec.shape) || spec.correction == 0 || spec.given_statistics != 0 || !one;
 }
@@ -166,7 +181,8 @@ bool in_arena(const Region& region) {
 
 // What one call gets.
 struct Memory {
-  std::vector<Region> outputs, inputs;  // the first of each may be the same: y == x, dx == dy
+  std::vector<Region> outputs, inputs;
+  std::size_t replaceable = 1;  // so many inputs may be the first output: y == x, dx == dy
 
   bool is_good() const {
     for (const auto* const regions : {&outputs, &inputs}) {
@@ -177,7 +193,7 @@ struct Memory {
         if (touch(outputs[i], outputs[j])) return false;
       }
       for (std::size_t j = 0; j < inputs.size(); ++j) {
-        const bool in_place = i == 0 && j == 0 && outputs[i].start == inputs[j].start;
+        const bool in_place = i == 0 && j < replaceable && outputs[i].start == inputs[j].start;
         if (touch(outputs[i], inputs[j]) && !in_place) return false;
       }
     }
@@ -202,11 +218,66 @@ T* take_pointer(From& from, Wide bytes) {
 struct Sizes {
   explicit Sizes(const gn_spec& spec, std::int64_t blocks)
       : tensor(Wide{spec.shape.n} * spec.shape.c * spec.shape.s * size_of(spec.data)),
-        params((std::max<Wide>(Wide{spec.shape.n} - 1, 0) * spec.param_stride + spec.shape.c) *
+        params((std::max<Wide>(Wide{spec.shape.n} / sequence_of(spec) - 1, 0) * spec.param_stride +
+                spec.shape.c) *
                size_of(spec.param)),
-        statistics(Wide{blocks} * 8) {}
-  Wide tensor, params, statistics;
+        statistics(Wide{blocks} * 8),
+        sequences(Wide{spec.shape.n} / sequence_of(spec)),
+        data_rows(sequences * spec.shape.c * size_of(spec.data)),
+        param_rows(sequences * spec.shape.c * size_of(spec.param)) {}
+  Wide tensor, params, statistics, sequences, data_rows, param_rows;
 };
+
+// What forward and backward read of what stands around the norm.
+template <class Args>
+void take_neighbours(From& from, const gn_spec& spec, const Sizes& sizes, Args* args) {
+  // At times what the spec does not have.
+  const bool wrong_way = from.ConsumeIntegralInRange(0, 15) == 0;
+  args->skip = take_pointer<void>(from, sizes.tensor);
+  args->residual = take_pointer<void>(from, sizes.tensor);
+  if ((spec.shift != 0) != wrong_way) args->shift = take_pointer<void>(from, sizes.data_rows);
+  if ((spec.scale != 0) != wrong_way) {
+    args->scale = take_pointer<void>(from, sizes.param_rows);
+    args->offset = take_pointer<void>(from, sizes.param_rows);
+  }
+  if ((spec.lengths != 0) == wrong_way) return;
+  auto* const lengths = take_pointer<std::int64_t>(from, sizes.sequences * 8);
+  args->lengths = lengths;
+  if (lengths == nullptr || !in_arena({lengths, sizes.sequences * 8, 8})) return;
+  for (std::int64_t i = 0; i < static_cast<std::int64_t>(sizes.sequences); ++i) {
+    const std::int64_t length = from.ConsumeIntegralInRange<std::int64_t>(-1, 13);
+    std::memcpy(reinterpret_cast<std::uint8_t*>(lengths) + 8 * i, &length, 8);
+  }
+}
+
+template <class Args>
+void add_neighbours(const gn_spec& spec, const Sizes& sizes, const Args& args,
+                    std::vector<Region>* inputs) {
+  const std::int64_t data = size_of(spec.data), param = size_of(spec.param);
+  inputs->insert(inputs->end(), {{args.shift, sizes.data_rows, data},
+                                 {args.scale, sizes.param_rows, param},
+                                 {args.offset, sizes.param_rows, param},
+                                 {args.lengths, sizes.sequences * 8, 8}});
+}
+
+// Whether the spec has them, and the lengths are such as leave more elements than the correction.
+template <class Args>
+bool neighbours_are_good(const gn_spec& spec, const Args& args) {
+  if (args.shift != nullptr && spec.shift == 0) return false;
+  if ((args.scale != nullptr || args.offset != nullptr) && spec.scale == 0) return false;
+  if (args.lengths == nullptr) return true;
+  if (spec.lengths == 0) return false;
+  const std::int64_t sequence = sequence_of(spec);
+  for (std::int64_t i = 0; i < spec.shape.n / sequence; ++i) {
+    std::int64_t length = 0;
+    std::memcpy(&length, reinterpret_cast<const std::uint8_t*>(args.lengths) + 8 * i, 8);
+    if (length < 0 || length > (sequence == 1 ? spec.shape.s : sequence)) return false;
+    const Wide elements = Wide{spec.block.channels} * (sequence == 1 ? length : spec.shape.s);
+    const bool few = length > 0 && elements <= spec.correction;
+    if (few && spec.given_statistics == 0) return false;
+  }
+  return true;
+}
 
 struct Workspace {
   void* data;
@@ -251,7 +322,7 @@ void expect(bool good, const Memory& memory, const char* name, const Call& call)
 
 // ---- Calls --------------------------------------------------------------------------------------
 
-void forward(From& from, const gn_plan& plan, const gn_spec& spec) {
+void forward(From& from, const gn_plan& plan, const gn_spec& spec, bool neighbours) {
   const Sizes sizes(spec, gn_plan_blocks(&plan));
   Later<gn_forward_args> later{};
   gn_forward_args& args = later.known;
@@ -268,23 +339,37 @@ void forward(From& from, const gn_plan& plan, const gn_spec& spec) {
     args.mean = take_pointer<double>(from, sizes.statistics);
     args.rstd = take_pointer<double>(from, sizes.statistics);
   }
+  if (neighbours) {
+    take_neighbours(from, spec, sizes, &args);
+    args.sum = take_pointer<void>(from, sizes.tensor);
+    if (from.ConsumeBool()) args.y = const_cast<void*>(args.skip);
+    if (from.ConsumeBool()) args.y = const_cast<void*>(args.residual);
+  }
   spoil_size(from, &later);
-  const std::size_t needed = spec.given_statistics != 0 ? 0 : gn_plan_workspace_bytes(&plan);
+  // With statistics that are given, only what is made of several calls needs one.
+  const bool composed = spec.scale != 0 || spec.lengths != 0 || sequence_of(spec) != 1;
+  const std::size_t all = gn_plan_workspace_bytes(&plan);
+  const std::size_t needed = spec.given_statistics != 0 && !composed ? 0 : all;
   const Workspace workspace = take_workspace(from, needed);
   const gn_executor executor = take_executor(from);
   const bool alone = from.ConsumeBool();
 
   const std::int64_t data = size_of(spec.data), param = size_of(spec.param);
   const Region x{args.x, sizes.tensor, data}, y{args.y, sizes.tensor, data};
-  const Memory memory{{y,
-                       {args.mean, sizes.statistics, 8},
-                       {args.rstd, sizes.statistics, 8},
-                       {workspace.data, static_cast<Wide>(workspace.bytes), 1}},
-                      {x,
-                       {args.gamma, sizes.params, param},
-                       {args.beta, sizes.params, param},
-                       {args.given_mean, sizes.statistics, 8},
-                       {args.given_rstd, sizes.statistics, 8}}};
+  Memory memory{{y,
+                 {args.mean, sizes.statistics, 8},
+                 {args.rstd, sizes.statistics, 8},
+                 {args.sum, sizes.tensor, data},
+                 {workspace.data, static_cast<Wide>(workspace.bytes), 1}},
+                {x,
+                 {args.skip, sizes.tensor, data},
+                 {args.residual, sizes.tensor, data},
+                 {args.gamma, sizes.params, param},
+                 {args.beta, sizes.params, param},
+                 {args.given_mean, sizes.statistics, 8},
+                 {args.given_rstd, sizes.statistics, 8}},
+                3};
+  add_neighbours(spec, sizes, args, &memory.inputs);
   const bool given = spec.given_statistics != 0;
   const bool has_given =
       args.given_rstd != nullptr && (spec.center == 0 || args.given_mean != nullptr);
@@ -293,15 +378,16 @@ void forward(From& from, const gn_plan& plan, const gn_spec& spec) {
   const bool room = workspace.bytes >= needed && (needed == 0 || workspace.data != nullptr);
   const bool threads = alone || (executor.threads >= 1 && executor.threads <= 1024);
   const bool tensors = args.x != nullptr && args.y != nullptr && statistics && room;
-  const bool good =
-      size_is_good(later) && threads && (is_empty(spec.shape) || (tensors && memory.is_good()));
+  if (!in_arena({args.lengths, sizes.sequences * 8, 8})) return;
+  const bool arguments = tensors && neighbours_are_good(spec, args) && memory.is_good();
+  const bool good = size_is_good(later) && threads && (is_empty(spec.shape) || arguments);
   const Memory nothing;
   expect(good, is_empty(spec.shape) ? nothing : memory, "gn_forward", [&] {
     return gn_forward(&plan, &args, workspace.data, workspace.bytes, alone ? nullptr : &executor);
   });
 }
 
-void backward(From& from, const gn_plan& plan, const gn_spec& spec) {
+void backward(From& from, const gn_plan& plan, const gn_spec& spec, bool neighbours) {
   const Sizes sizes(spec, gn_plan_blocks(&plan));
   Later<gn_backward_args> later{};
   gn_backward_args& args = later.known;
@@ -317,6 +403,18 @@ void backward(From& from, const gn_plan& plan, const gn_spec& spec) {
   args.dgamma = take_pointer<void>(from, sizes.params);
   args.dbeta = take_pointer<void>(from, sizes.params);
   args.accumulate = take_enumerator(from, 1);
+  if (neighbours) {
+    take_neighbours(from, spec, sizes, &args);
+    args.dsum = take_pointer<void>(from, sizes.tensor);
+    args.dresidual = take_pointer<void>(from, sizes.tensor);
+    if (spec.shift != 0 || from.ConsumeIntegralInRange(0, 15) == 0) {
+      args.dshift = take_pointer<void>(from, sizes.data_rows);
+    }
+    if (spec.scale != 0 || from.ConsumeIntegralInRange(0, 15) == 0) {
+      args.dscale = take_pointer<void>(from, sizes.param_rows);
+      args.doffset = take_pointer<void>(from, sizes.param_rows);
+    }
+  }
   spoil_size(from, &later);
   const std::size_t needed = gn_plan_backward_workspace_bytes(&plan);
   const Workspace workspace = take_workspace(from, needed);
@@ -326,23 +424,42 @@ void backward(From& from, const gn_plan& plan, const gn_spec& spec) {
   const std::int64_t data = size_of(spec.data), param = size_of(spec.param);
   const Region dy{args.dy, sizes.tensor, data}, dx{args.dx, sizes.tensor, data};
   const Region dgamma{args.dgamma, sizes.params, param}, dbeta{args.dbeta, sizes.params, param};
-  const Memory memory{{dx, dgamma, dbeta, {workspace.data, static_cast<Wide>(workspace.bytes), 1}},
-                      {dy,
-                       {args.x, sizes.tensor, data},
-                       {args.gamma, sizes.params, param},
-                       {args.beta, sizes.params, param},
-                       {args.mean, sizes.statistics, 8},
-                       {args.rstd, sizes.statistics, 8}}};
+  const Region dshift{args.dshift, sizes.data_rows, data};
+  const Region dscale{args.dscale, sizes.param_rows, param};
+  const Region doffset{args.doffset, sizes.param_rows, param};
+  Memory memory{{dx,
+                 dgamma,
+                 dbeta,
+                 {args.dresidual, sizes.tensor, data},
+                 dshift,
+                 dscale,
+                 doffset,
+                 {workspace.data, static_cast<Wide>(workspace.bytes), 1}},
+                {dy,
+                 {args.x, sizes.tensor, data},
+                 {args.skip, sizes.tensor, data},
+                 {args.residual, sizes.tensor, data},
+                 {args.dsum, sizes.tensor, data},
+                 {args.gamma, sizes.params, param},
+                 {args.beta, sizes.params, param},
+                 {args.mean, sizes.statistics, 8},
+                 {args.rstd, sizes.statistics, 8}}};
+  add_neighbours(spec, sizes, args, &memory.inputs);
   const bool none = spec.shape.c == 0 || (spec.shape.n == 0 && spec.param_stride != 0);
   const Wide written = none ? 0 : sizes.params;
-  const Memory of_nothing{{{args.dgamma, written, param}, {args.dbeta, written, param}}, {}};
+  const Memory of_nothing{
+      {{args.dgamma, written, param}, {args.dbeta, written, param}, dshift, dscale, doffset}, {}};
   const bool empty = is_empty(spec.shape);
   const bool statistics = args.rstd != nullptr && (spec.center == 0 || args.mean != nullptr);
   const bool room = workspace.bytes >= needed && (needed == 0 || workspace.data != nullptr);
   const bool threads = alone || (executor.threads >= 1 && executor.threads <= 1024);
   const bool tensors = args.x != nullptr && args.dy != nullptr && statistics && room;
-  const bool arguments = empty ? of_nothing.is_good() : tensors && memory.is_good();
-  const bool good = size_is_good(later) && threads && arguments;
+  if (!in_arena({args.lengths, sizes.sequences * 8, 8})) return;
+  const bool has_flags = (args.dshift == nullptr || spec.shift != 0) &&
+                         ((args.dscale == nullptr && args.doffset == nullptr) || spec.scale != 0);
+  const bool arguments =
+      empty ? of_nothing.is_good() : tensors && neighbours_are_good(spec, args) && memory.is_good();
+  const bool good = size_is_good(later) && threads && has_flags && arguments;
   expect(good, empty ? of_nothing : memory, "gn_backward", [&] {
     return gn_backward(&plan, &args, workspace.data, workspace.bytes, alone ? nullptr : &executor);
   });
@@ -373,7 +490,9 @@ void reduce(From& from, const gn_plan& plan, const gn_spec& spec) {
   const bool room = workspace.bytes >= needed && (needed == 0 || workspace.data != nullptr);
   const bool threads = alone || (executor.threads >= 1 && executor.threads <= 1024);
   const bool there = (x != nullptr || sizes.tensor == 0) && (moments != nullptr || blocks == 0);
-  expect(there && room && threads && memory.is_good(), memory, "gn_reduce", [&] {
+  const bool plain = spec.shift == 0 && spec.scale == 0 && spec.lengths == 0 &&
+                     (sequence_of(spec) == 1 || spec.param_stride == 0);
+  expect(plain && there && room && threads && memory.is_good(), memory, "gn_reduce", [&] {
     return gn_reduce(&plan, x, moments, workspace.data, workspace.bytes,
                      alone ? nullptr : &executor);
   });
@@ -397,7 +516,7 @@ gn_plan garbage() {
   return plan;
 }
 
-void run(From& from) {
+void run(From& from, bool neighbours) {
   check(gn_status_string(from.ConsumeIntegral<std::int32_t>()) != nullptr, "gn_status_string");
   const auto channels = from.ConsumeIntegral<std::int64_t>();
   const std::int64_t groups = gn_suggest_groups(channels, nullptr);
@@ -405,7 +524,7 @@ void run(From& from) {
   const int threads = gn_pool(from.ConsumeIntegral<int>()).threads;
   check(threads >= 1 && threads <= 1024, "gn_pool");
 
-  const Later<gn_spec> spec = take_spec(from);
+  const Later<gn_spec> spec = take_spec(from, neighbours);
   const bool good = size_is_good(spec) && spec_is_good(spec.known);
   gn_plan plan = garbage();
   const gn_plan before = plan;
@@ -424,8 +543,8 @@ void run(From& from) {
       arena[i] = bytes.empty() ? std::uint8_t{0} : bytes[i % bytes.size()];
     }
     switch (from.ConsumeIntegralInRange(0, 3)) {
-      case 0: forward(from, plan, spec.known); break;
-      case 1: backward(from, plan, spec.known); break;
+      case 0: forward(from, plan, spec.known, neighbours); break;
+      case 1: backward(from, plan, spec.known, neighbours); break;
       case 2: reduce(from, plan, spec.known); break;
       default: finish(from, plan);
     }
@@ -437,6 +556,6 @@ void run(From& from) {
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   FuzzedDataProvider from(data, size);
-  groupnorm::fuzz::run(from);
+  groupnorm::fuzz::run(from, groupnorm::fuzz::is_marked(data, size));
   return 0;
 }

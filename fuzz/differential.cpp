@@ -1,6 +1,6 @@
-// Bytes -> Spec, data, misalignment and threads. On every instruction set of the machine, forward
-// and backward agree with the reference within a derived bound, and have the same bits on any
-// number of threads, on misaligned memory and in place.
+// Bytes -> Spec, neighbours of the norm, data, misalignment and threads. On every instruction set
+// of the machine, forward and backward agree with the reference within a derived bound, and have
+// the same bits on any number of threads, on misaligned memory and in place.
 #include <groupnorm/groupnorm.hpp>
 
 #include <fuzzer/FuzzedDataProvider.h>
@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <span>
 #include <string>
 #include <utility>
@@ -84,7 +85,25 @@ Spec take_spec(FuzzedDataProvider& from) {
   return spec;
 }
 
+// What stands around the norm.
+void take_neighbours(FuzzedDataProvider& from, Case* c) {
+  c->skip = from.ConsumeBool();
+  c->residual = from.ConsumeBool();
+  c->scale = from.ConsumeBool();
+  c->offset = from.ConsumeBool();
+  c->sum = from.ConsumeBool();
+  Spec& spec = c->spec;
+  spec.scale = c->scale || c->offset;
+  spec.shift = from.ConsumeBool();
+  spec.lengths = from.ConsumeBool();
+  spec.sequence = divisor(from, spec.shape.n);
+  Plan plan;
+  if (Plan::make(spec, &plan) == Status::sequence) spec.sequence = 1;
+  if (Plan::make(spec, &plan) == Status::sequence) spec.lengths = false;
+}
+
 Input take_input(const std::uint8_t* data, std::size_t size) {
+  const bool neighbours = is_marked(data, size);
   FuzzedDataProvider from(data, size);
   Input input{.c = {.name = "fuzzed", .spec = take_spec(from)}};
   const bool wide = input.c.spec.data == DType::f32 || input.c.spec.data == DType::f64;
@@ -97,6 +116,7 @@ Input take_input(const std::uint8_t* data, std::size_t size) {
   input.values = from.ConsumeEnum<Values>();
   input.threads = from.ConsumeIntegralInRange(1, 6);
   input.shift = from.ConsumeIntegralInRange<std::int64_t>(0, 5);
+  if (neighbours) take_neighbours(from, &input.c);
   input.bytes = from.ConsumeRemainingBytes<std::uint8_t>();
   if (input.bytes.empty()) input.bytes.push_back(0);
   // Nothing is wider than f64: the reference's squares overflow where the engine's do.
@@ -117,8 +137,12 @@ std::string describe(const Input& input, const char* target) {
          (spec.given_statistics ? ", given" : "") + ", correction " + text(spec.correction) +
          ", eps " + std::to_string(spec.eps) + ", mean " + std::to_string(input.c.mean) +
          ", seed " + std::to_string(input.seed) + ", values " +
-         text(static_cast<std::int64_t>(input.values)) + ", " + text(input.threads) +
-         " threads, shift " + text(input.shift) + ", " + target;
+         text(static_cast<std::int64_t>(input.values)) + (input.c.skip ? ", skip" : "") +
+         (spec.shift ? ", shift" : "") + (input.c.residual ? ", residual" : "") +
+         (input.c.scale ? ", scale" : "") + (input.c.offset ? ", offset" : "") +
+         (input.c.sum ? ", sum" : "") + (spec.lengths ? ", lengths" : "") + ", sequence " +
+         text(spec.sequence) + ", " + text(input.threads) + " threads, shift " + text(input.shift) +
+         ", " + target;
 }
 
 // ---- Data ---------------------------------------------------------------------------------------
@@ -179,9 +203,9 @@ bool near(DType dtype, double actual, double exact, double allowed) {
   double rounded = 0;
   detail::store_element(dtype, &rounded, 0, exact);
   rounded = detail::load_element(dtype, &rounded, 0);
-  if (!std::isfinite(rounded)) {
-    return std::isnan(rounded) ? std::isnan(actual) : actual == rounded;
-  }
+  if (std::isnan(rounded)) return std::isnan(actual);
+  if (actual == rounded) return true;
+  if (!std::isfinite(rounded)) return false;
   return std::fabs(actual - exact) <= allowed + rounding(dtype, exact);
 }
 
@@ -205,7 +229,8 @@ void check_values(const Input& input, const detail::ReferenceResult& exact, cons
                                     std::to_string(worst.error) + ", " + where);
     return;
   }
-  constexpr double kLargestGamma = 3, kLargestSlope = 1.5;
+  const double largest_gamma = input.c.scale ? 7.5 : 3;  // 1 + scale is 2.5 at most
+  constexpr double kLargestSlope = 1.5;
   const double eps = eps_of(spec.data);
   for (std::size_t i = 0; i < exact.y.size(); ++i) {
     const auto index = static_cast<std::int64_t>(i);
@@ -214,7 +239,7 @@ void check_values(const Input& input, const detail::ReferenceResult& exact, cons
     const double lost = std::fabs(exact.mean[block]) * exact.rstd[block] *
                         (spec.data == DType::f64 ? eps : eps * eps);
     const double allowed =
-        kLargestGamma * kLargestSlope * (5 * chain(spec) * eps * exact.scale[i] + lost);
+        largest_gamma * kLargestSlope * (5 * chain(spec) * eps * exact.scale[i] + lost);
     const double actual = detail::load_element(spec.data, data.y.data(), index);
     check(near(spec.data, actual, exact.y[i], allowed),
           "y[" + std::to_string(i) + "] is " + std::to_string(actual) + ", not " +
@@ -256,30 +281,68 @@ void call(const Plan& plan, const Forward& args, const Executor& executor) {
   check(status == Status::ok, status_string(status));
 }
 
+// Misaligned copies of what a call reads, at which `args` point from then on.
+template <class Args>
+class ShiftedInputs {
+ public:
+  ShiftedInputs(const Input& input, const testing::Inputs& data, Args* args) {
+    for (const auto& tensor : testing::kInputs<Args>) {
+      const testing::Buffer& buffer = data.*tensor.buffer;
+      if (buffer.data() == nullptr) continue;
+      const DType dtype = input.c.spec.*tensor.dtype;
+      copies_.push_back(std::make_unique<Shifted>(buffer, input.shift * detail::size_of(dtype)));
+      args->*tensor.pointer = copies_.back()->data();
+    }
+  }
+
+ private:
+  std::vector<std::unique_ptr<Shifted>> copies_;
+};
+
 void check_forward(const Input& input, const Plan& plan, Data* data,
                    const detail::ReferenceResult& exact, const std::string& where) {
+  const DType dtype = input.c.spec.data;
   call(plan, data->forward, {});
   check_values(input, exact, *data, where);
+  testing::Buffer sum(data->sum.size());
+  for (std::size_t i = 0; i < exact.sum.size(); ++i) {
+    const auto at = static_cast<std::int64_t>(i);
+    const double u = detail::load_element(dtype, data->sum.data(), at);
+    detail::store_element(dtype, sum.data(), at, exact.sum[i]);
+    const double expected = detail::load_element(dtype, sum.data(), at);
+    check(u == expected || (std::isnan(u) && std::isnan(expected)),
+          "sum[" + std::to_string(i) + "] is " + std::to_string(u) + ", not " +
+              std::to_string(expected) + ", " + where);
+  }
 
   const Executor executor = pool(input.threads);
-  const std::int64_t shift = input.shift * detail::size_of(input.c.spec.data);
-  Shifted x(data->x, shift), y(data->y, shift);
+  const std::int64_t shift = input.shift * detail::size_of(dtype);
+  Shifted y(data->y, shift), shifted_sum(sum, shift);
   std::vector<double> mean = data->mean, rstd = data->rstd;
   Forward args = data->forward;
-  args.x = x.data();
+  const ShiftedInputs inputs(input, *data, &args);
   args.y = y.data();
   if (args.mean != nullptr) args.mean = mean.data();
   if (args.rstd != nullptr) args.rstd = rstd.data();
+  if (args.sum != nullptr) args.sum = shifted_sum.data();
   std::memset(y.data(), 0x5A, data->y.size());
   call(plan, args, executor);
   const std::string apart = " by threads or misaligned, " + where;
-  check_bits(input.c.spec.data, y, data->y, "y" + apart);
+  check_bits(dtype, y, data->y, "y" + apart);
   check_bits(mean, data->mean, "mean" + apart);
   check_bits(rstd, data->rstd, "rstd" + apart);
+  if (args.sum != nullptr) check_bits(dtype, shifted_sum, data->sum, "sum" + apart);
 
-  args.y = x.data();
-  call(plan, args, executor);
-  check_bits(input.c.spec.data, x, data->y, "y in place, " + where);
+  for (const auto& tensor : testing::kInputs<Forward>) {
+    const testing::Buffer& replaced = data->*tensor.buffer;
+    if (replaced.size() != data->y.size() || tensor.dtype != &Spec::data) continue;
+    if (tensor.buffer == &testing::Inputs::shift) continue;
+    Shifted both(replaced, shift);
+    Forward in_place = args;
+    in_place.*tensor.pointer = in_place.y = both.data();
+    call(plan, in_place, executor);
+    check_bits(dtype, both, data->y, "y in place, " + where);
+  }
 }
 
 // ---- Backward -----------------------------------------------------------------------------------
@@ -309,13 +372,25 @@ void check_gradient(const Input& input, const detail::ReferenceGradient& exact,
     const auto block = static_cast<std::size_t>(block_of(spec, index));
     expect("dx", spec.data, data.dx, index, exact.dx[i], exact.dx_scale[block]);
   }
-  const std::int64_t c = spec.shape.c, rows = spec.param_stride == 0 ? 1 : spec.shape.n;
-  for (std::int64_t i = 0; i < rows * c; ++i) {
+  const std::int64_t c = spec.shape.c, in_rows = spec.shape.n / spec.sequence * c;
+  for (std::int64_t i = 0; i < (spec.param_stride == 0 ? c : in_rows); ++i) {
     const std::int64_t index = i / c * spec.param_stride + i % c;
     const auto at = static_cast<std::size_t>(index);
     expect("dgamma", spec.param, data.dgamma, index, exact.dgamma[at], exact.dgamma_scale[at]);
     expect("dbeta", spec.param, data.dbeta, index, exact.dbeta[at], exact.dbeta_scale[at]);
   }
+  const auto expect_all = [&](const char* name, DType dtype, const testing::Buffer& tensor,
+                              const std::vector<double>& values,
+                              const std::vector<double>& scales) {
+    if (tensor.data() == nullptr) return;
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      expect(name, dtype, tensor, static_cast<std::int64_t>(i), values[i], scales[i]);
+    }
+  };
+  expect_all("dresidual", spec.data, data.dresidual, exact.dresidual, exact.dresidual_scale);
+  expect_all("dshift", spec.data, data.dshift, exact.dshift, exact.dshift_scale);
+  expect_all("dscale", spec.param, data.dscale, exact.dscale, exact.dscale_scale);
+  expect_all("doffset", spec.param, data.doffset, exact.doffset, exact.doffset_scale);
 }
 
 void call(const Plan& plan, const Backward& args, const Executor& executor) {
@@ -330,26 +405,30 @@ void check_backward(const Input& input, const Plan& plan, GradientData* data,
   if (input.values != Values::bits) check_gradient(input, exact, *data, where);
 
   const Executor executor = pool(input.threads);
-  const std::int64_t shift = input.shift * detail::size_of(input.c.spec.data);
-  const std::int64_t param_shift = input.shift * detail::size_of(input.c.spec.param);
-  Shifted x(data->x, shift), dy(data->dy, shift), dx(data->dx, shift);
-  Shifted dgamma(data->dgamma, param_shift), dbeta(data->dbeta, param_shift);
+  const Spec& spec = input.c.spec;
+  const std::int64_t shift = input.shift * detail::size_of(spec.data);
+  Shifted dy(data->dy, shift), dsum(data->dsum, shift);
   Backward args = data->backward;
-  args.x = x.data();
+  const ShiftedInputs inputs(input, *data, &args);
   args.dy = dy.data();
-  args.dx = dx.data();
-  args.dgamma = dgamma.data();
-  args.dbeta = dbeta.data();
-  std::memset(dx.data(), 0x5A, data->dx.size());
+  if (args.dsum != nullptr) args.dsum = dsum.data();
+  std::vector<std::unique_ptr<Shifted>> outputs;
+  for (const testing::Output& output : testing::kGradients) {
+    const std::int64_t size = detail::size_of(spec.*output.dtype);
+    outputs.push_back(std::make_unique<Shifted>(data->*output.buffer, input.shift * size));
+    if (args.*output.pointer != nullptr) args.*output.pointer = outputs.back()->data();
+  }
+  std::memset(args.dx, 0x5A, data->dx.size());
   call(plan, args, executor);
-  const std::string apart = " by threads or misaligned, " + where;
-  check_bits(input.c.spec.data, dx, data->dx, "dx" + apart);
-  check_bits(input.c.spec.param, dgamma, data->dgamma, "dgamma" + apart);
-  check_bits(input.c.spec.param, dbeta, data->dbeta, "dbeta" + apart);
+  for (std::size_t i = 0; i < outputs.size(); ++i) {
+    const testing::Output& output = testing::kGradients[i];
+    check_bits(spec.*output.dtype, *outputs[i], data->*output.buffer,
+               std::string(output.name) + " by threads or misaligned, " + where);
+  }
 
   args.dx = dy.data();
   call(plan, args, executor);
-  check_bits(input.c.spec.data, dy, data->dx, "dx in place, " + where);
+  check_bits(spec.data, dy, data->dx, "dx in place, " + where);
 }
 
 // All of the machine; of a large tensor, one.

@@ -4,12 +4,14 @@
 #include "gradient.h"
 #include "layer_gradient.h"
 #include "parallel.h"
+#include "passes.h"
 #include "plan.h"
 #include "rows.h"
 #include "validate.h"
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <memory>
 
 namespace groupnorm {
@@ -26,11 +28,11 @@ class GradientPass {
   bool run() const {
     const Backward& args = gradient_.args;
     const Schedule& schedule = gradient_.call.schedule;
-    const bool wants_dx = args.dx != nullptr;
+    const bool wants_dx = gradient_.makes_dx();
     const bool wants_terms =
         wants_dx && gradient_.whole == nullptr && !gradient_.call.spec.given_statistics;
-    const bool wants_sums =
-        args.dgamma != nullptr || args.dbeta != nullptr || wants_terms || gradient_.own != nullptr;
+    const bool wants_sums = args.dgamma != nullptr || args.dbeta != nullptr || wants_terms ||
+                            args.dresidual != nullptr || gradient_.own != nullptr;
     const std::int64_t pieces = schedule.units * walk_.chunks();
     if (wants_dx && wants_sums && !splits(schedule, executor_.threads)) {
       // A thread reduces and then applies one unit after another, while it lies in its cache.
@@ -180,10 +182,32 @@ class Params {
   std::int64_t sharing_;  // spans
 };
 
-// dgamma and dbeta of an empty tensor: sums of nothing.
+// dshift, over the spans and pieces of a sequence, in their order.
+void write_shifts(const GradientCall& gradient) {
+  const Call& call = gradient.call;
+  const auto [n, c, s] = call.spec.shape;
+  const std::int64_t sequences = n / call.spec.sequence, spans = gradient.map.spans / sequences;
+  for (std::int64_t i = 0; i < sequences * c; ++i) {
+    double total = 0;
+    for (std::int64_t span = i / c * spans; span < (i / c + 1) * spans; ++span) {
+      for (std::int64_t piece = 0; piece < gradient.map.pieces; ++piece) {
+        total += gradient.shifts[gradient.map.index(span, i % c, piece)];
+      }
+    }
+    store_element(call.spec.data, gradient.args.dshift, i, total);
+  }
+}
+
+// Gradients of an empty tensor: sums of nothing.
 void write_nothing(const Spec& spec, const Backward& args) {
+  const std::int64_t numbers = spec.shape.n / spec.sequence * spec.shape.c;
+  for (std::int64_t i = 0; i < numbers; ++i) {
+    if (args.dshift != nullptr) store_element(spec.data, args.dshift, i, 0);
+    if (args.dscale != nullptr) store_element(spec.param, args.dscale, i, 0);
+    if (args.doffset != nullptr) store_element(spec.param, args.doffset, i, 0);
+  }
   if (args.accumulate) return;
-  const std::int64_t rows = spec.param_stride == 0 ? 1 : spec.shape.n;
+  const std::int64_t rows = spec.param_stride == 0 ? 1 : spec.shape.n / spec.sequence;
   for (void* const data : {args.dgamma, args.dbeta}) {
     for (std::int64_t row = 0; data != nullptr && row < rows; ++row) {
       for (std::int64_t c = 0; c < spec.shape.c; ++c) {
@@ -201,30 +225,71 @@ Status run(const Call& call, const Backward& args, std::span<std::byte> workspac
   auto* const sums = static_cast<GradientSums*>(
       std::align(alignof(GradientSums), sizeof(GradientSums), aligned, room));
   const SumsMap map(call.spec, call.schedule);
-  const GradientCall gradient{call, args, map, sums, whole, count, own};
+  double* shifts = nullptr;
+  if (args.dshift != nullptr) {
+    shifts = reinterpret_cast<double*>(sums + map.size());
+    std::fill_n(shifts, map.size(), 0.0);
+  }
+  const GradientCall gradient{call, args, map, sums, whole, count, own, shifts};
   const Executor alone;
   const Executor& used = runs_alone(call) || executor.run == nullptr ? alone : executor;
   bool done = map.by_elements         ? LayerGradient(gradient).run(used)
               : call.schedule.columns ? GradientPass<GradientColumns>(gradient, used).run()
                                       : GradientPass<GradientRows>(gradient, used).run();
   if (args.dgamma != nullptr || args.dbeta != nullptr) done = done && Params(gradient).run(used);
+  if (done && shifts != nullptr) write_shifts(gradient);
   return done ? Status::ok : Status::executor_failed;
 }
 
-// What of a backward call forward knows. beta is read for the derivative of an activation alone.
+// What of a backward call forward knows. beta and residual are read for the derivative of an
+// activation alone.
 Forward forward_of(const Spec& spec, const Backward& args) {
-  const bool reads_beta = spec.activation != Activation::none;
-  return {.x = args.x, .gamma = args.gamma, .beta = reads_beta ? args.beta : nullptr};
+  const bool reads_z = spec.activation != Activation::none;
+  return {.x = args.x,
+          .gamma = args.gamma,
+          .beta = reads_z ? args.beta : nullptr,
+          .skip = args.skip,
+          .shift = args.shift,
+          .residual = reads_z ? args.residual : nullptr};
 }
 
 }  // namespace
+
+std::size_t backward_workspace(const Spec& spec, const Schedule& schedule) noexcept {
+  const SumsMap map(spec, schedule);
+  const std::size_t each = sizeof(GradientSums) + (spec.shift ? sizeof(double) : 0);
+  return static_cast<std::size_t>(map.size()) * each + alignof(GradientSums) - 1;
+}
+
+Status backward(const Spec& spec, const Schedule& schedule, const Target& target,
+                const Backward& args, std::span<std::byte> workspace,
+                const Executor& executor) noexcept {
+  Backward own = args;
+  // Of one position, dshift is dx.
+  const bool is_dx = args.dshift != nullptr && spec.shape.s == 1 && spec.sequence == 1;
+  if (is_dx) own.dshift = nullptr;
+  if (is_dx && args.dx == nullptr) own.dx = args.dshift;
+  const auto bytes = static_cast<std::size_t>(spec.shape.n * spec.shape.c * spec.shape.s) *
+                     static_cast<std::size_t>(size_of(spec.data));
+  // Without an activation, dresidual is dy; and dx may be dy.
+  if (args.dresidual != nullptr && spec.activation == Activation::none) {
+    std::memcpy(args.dresidual, args.dy, bytes);
+    own.dresidual = nullptr;
+  }
+  const Forward forward = forward_of(spec, own);
+  const auto store = schedule.streaming && own.dx != own.dy ? Store::streaming : Store::cached;
+  const Call call{spec, schedule, target, forward, store};
+  const Status status = run(call, own, workspace, executor, nullptr, 0, nullptr);
+  if (is_dx && args.dx != nullptr) std::memcpy(args.dshift, args.dx, bytes);
+  return status;
+}
+
 }  // namespace detail
 
 std::size_t Plan::backward_workspace_bytes() const noexcept {
   if (schedule_.units == 0) return 0;
-  const detail::SumsMap map(spec_, schedule_);
-  return static_cast<std::size_t>(map.size()) * sizeof(detail::GradientSums) +
-         alignof(detail::GradientSums) - 1;
+  if (detail::is_composed(spec_)) return detail::composed_backward_workspace(spec_, *target_);
+  return detail::backward_workspace(spec_, schedule_);
 }
 
 Status Plan::backward(const Backward& args, std::span<std::byte> workspace,
@@ -239,11 +304,10 @@ Status Plan::backward(const Backward& args, std::span<std::byte> workspace,
   const Status status = detail::check_backward(spec_, blocks(), args, nullptr, nullptr, workspace,
                                                backward_workspace_bytes());
   if (status != Status::ok) return status;
-  const Forward forward = detail::forward_of(spec_, args);
-  const auto store =
-      schedule_.streaming && args.dx != args.dy ? detail::Store::streaming : detail::Store::cached;
-  const detail::Call call{spec_, schedule_, *target_, forward, store};
-  return detail::run(call, args, workspace, executor, nullptr, 0, nullptr);
+  if (detail::is_composed(spec_)) {
+    return detail::composed_backward(spec_, *target_, args, workspace, executor);
+  }
+  return detail::backward(spec_, schedule_, *target_, args, workspace, executor);
 }
 
 Status Plan::reduce_gradient(const Backward& args, BlockSums* sums, std::span<std::byte> workspace,
@@ -252,6 +316,7 @@ Status Plan::reduce_gradient(const Backward& args, BlockSums* sums, std::span<st
   if (const Status status = detail::check_executor(executor); status != Status::ok) return status;
   const std::int64_t blocks = detail::blocks_of(spec_);
   if (sums == nullptr && blocks > 0) return Status::null_sums;
+  if (detail::has_neighbours(spec_, args)) return Status::neighbours;
   if (detail::is_empty(spec_.shape)) {
     const Status status = detail::check_backward_of_nothing(spec_, args, blocks, sums);
     if (status != Status::ok) return status;
@@ -275,6 +340,7 @@ Status Plan::apply_gradient(const Backward& args, const BlockSums* sums, double 
   if (const Status status = detail::check_executor(executor); status != Status::ok) return status;
   if (detail::is_empty(spec_.shape)) return Status::ok;
   if (sums == nullptr) return Status::null_sums;
+  if (detail::has_neighbours(spec_, args)) return Status::neighbours;
   const auto least =
       static_cast<double>(std::max<std::int64_t>(block_elements(), spec_.correction + 1));
   if (!(count >= least && std::isfinite(count))) return Status::count;

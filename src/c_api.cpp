@@ -101,6 +101,29 @@ static_assert(same(GN_STATUS_MISALIGNED_SUMS, Status::misaligned_sums));
 static_assert(same(GN_STATUS_OVERLAP_MOMENTS, Status::overlap_moments));
 static_assert(same(GN_STATUS_OVERLAP_SUMS, Status::overlap_sums));
 static_assert(same(GN_STATUS_COUNT, Status::count));
+static_assert(same(GN_STATUS_SEQUENCE, Status::sequence));
+static_assert(same(GN_STATUS_LENGTHS, Status::lengths));
+static_assert(same(GN_STATUS_UNEXPECTED_SHIFT, Status::unexpected_shift));
+static_assert(same(GN_STATUS_UNEXPECTED_SCALE, Status::unexpected_scale));
+static_assert(same(GN_STATUS_UNEXPECTED_LENGTHS, Status::unexpected_lengths));
+static_assert(same(GN_STATUS_NEIGHBOURS, Status::neighbours));
+static_assert(same(GN_STATUS_MISALIGNED_SKIP, Status::misaligned_skip));
+static_assert(same(GN_STATUS_MISALIGNED_SHIFT, Status::misaligned_shift));
+static_assert(same(GN_STATUS_MISALIGNED_RESIDUAL, Status::misaligned_residual));
+static_assert(same(GN_STATUS_MISALIGNED_SCALE, Status::misaligned_scale));
+static_assert(same(GN_STATUS_MISALIGNED_OFFSET, Status::misaligned_offset));
+static_assert(same(GN_STATUS_MISALIGNED_LENGTHS, Status::misaligned_lengths));
+static_assert(same(GN_STATUS_MISALIGNED_SUM, Status::misaligned_sum));
+static_assert(same(GN_STATUS_MISALIGNED_DSUM, Status::misaligned_dsum));
+static_assert(same(GN_STATUS_MISALIGNED_DRESIDUAL, Status::misaligned_dresidual));
+static_assert(same(GN_STATUS_MISALIGNED_DSHIFT, Status::misaligned_dshift));
+static_assert(same(GN_STATUS_MISALIGNED_DSCALE, Status::misaligned_dscale));
+static_assert(same(GN_STATUS_MISALIGNED_DOFFSET, Status::misaligned_doffset));
+static_assert(same(GN_STATUS_OVERLAP_SUM, Status::overlap_sum));
+static_assert(same(GN_STATUS_OVERLAP_DRESIDUAL, Status::overlap_dresidual));
+static_assert(same(GN_STATUS_OVERLAP_DSHIFT, Status::overlap_dshift));
+static_assert(same(GN_STATUS_OVERLAP_DSCALE, Status::overlap_dscale));
+static_assert(same(GN_STATUS_OVERLAP_DOFFSET, Status::overlap_doffset));
 
 // A number from C as an enumerator. What does not fit becomes 255, which no enumeration has and
 // which the engine refuses; a plain cast would wrap round to a number that it accepts.
@@ -134,7 +157,7 @@ Block from_c(const gn_block& block) { return {block.examples, block.channels}; }
 
 // Far above any version of a struct: what is larger was never initialized.
 constexpr std::size_t kMaxStructSize = 4096;
-// The least that a caller may have: version 1 ended with these fields.
+// What callers of the first version have: it ended with these fields.
 constexpr std::size_t kFirstSpecSize = offsetof(gn_spec, param_stride) + sizeof(std::int64_t);
 constexpr std::size_t kFirstForwardArgsSize =
     offsetof(gn_forward_args, given_rstd) + sizeof(const double*);
@@ -145,7 +168,7 @@ constexpr std::size_t kFirstBackwardArgsSize = offsetof(gn_backward_args, dbeta)
 template <class Struct>
 bool read(const Struct* in, std::size_t first_size, Struct* out) {
   const std::size_t size = in->struct_size;
-  if (size < first_size || size > kMaxStructSize) return false;
+  if ((size != first_size && size < sizeof(Struct)) || size > kMaxStructSize) return false;
   const std::size_t shared = std::min(size, sizeof(Struct));
   *out = {};
   std::memcpy(out, in, shared);
@@ -164,7 +187,11 @@ Spec from_c(const gn_spec& spec) {
           .given_statistics = spec.given_statistics != 0,
           .correction = spec.correction,
           .eps = spec.eps,
-          .param_stride = spec.param_stride};
+          .param_stride = spec.param_stride,
+          .sequence = spec.sequence == 0 ? 1 : spec.sequence,
+          .shift = spec.shift != 0,
+          .scale = spec.scale != 0,
+          .lengths = spec.lengths != 0};
 }
 
 Forward from_c(const gn_forward_args& args) {
@@ -175,7 +202,14 @@ Forward from_c(const gn_forward_args& args) {
           .mean = args.mean,
           .rstd = args.rstd,
           .given_mean = args.given_mean,
-          .given_rstd = args.given_rstd};
+          .given_rstd = args.given_rstd,
+          .skip = args.skip,
+          .shift = args.shift,
+          .residual = args.residual,
+          .scale = args.scale,
+          .offset = args.offset,
+          .sum = args.sum,
+          .lengths = args.lengths};
 }
 
 Backward from_c(const gn_backward_args& args) {
@@ -188,7 +222,18 @@ Backward from_c(const gn_backward_args& args) {
           .dx = args.dx,
           .dgamma = args.dgamma,
           .dbeta = args.dbeta,
-          .accumulate = args.accumulate != 0};
+          .accumulate = args.accumulate != 0,
+          .skip = args.skip,
+          .shift = args.shift,
+          .residual = args.residual,
+          .scale = args.scale,
+          .offset = args.offset,
+          .lengths = args.lengths,
+          .dsum = args.dsum,
+          .dresidual = args.dresidual,
+          .dshift = args.dshift,
+          .dscale = args.dscale,
+          .doffset = args.doffset};
 }
 
 // Null: the calling thread.

@@ -33,12 +33,54 @@ struct Call {
   std::int64_t element = size_of(spec.data);
 
   const void* x(std::int64_t index) const { return offset(args.x, index * element); }
+
+  // Whether u = x + skip + shift is normalized in the place of x, and stands in no tensor.
+  bool sums() const { return !kEdge && (args.skip != nullptr || args.shift != nullptr); }
+  // Whether what is loaded or stored takes more than x and y.
+  bool joins() const {
+    return !kEdge && (sums() || args.residual != nullptr || args.sum != nullptr);
+  }
+  // Whether the kernels write y by themselves, for blocks that are not extreme; else by tiles.
+  bool is_direct() const {
+    return is_fused(spec.activation) && (!joins() || args.shift == nullptr);
+  }
+  // Of element `index` on.
+  Join join(std::int64_t index) const {
+    const std::int64_t bytes = index * element;
+    void* const sum = args.sum == nullptr ? nullptr : static_cast<std::byte*>(args.sum) + bytes;
+    return {offset(args.skip, bytes), offset(args.residual, bytes), sum};
+  }
+  // Of `example`, from `channel` on.
+  const void* shift(std::int64_t example, std::int64_t channel) const {
+    return offset(args.shift, (example / spec.sequence * spec.shape.c + channel) * element);
+  }
   void* y(std::int64_t index) const { return static_cast<std::byte*>(args.y) + index * element; }
 
   // From `channel` of `example` on.
   Parameters params(std::int64_t example, std::int64_t channel) const {
     const std::int64_t bytes = (example * spec.param_stride + channel) * size_of(spec.param);
     return {offset(args.gamma, bytes), offset(args.beta, bytes), spec.param};
+  }
+
+  // Whether neighbours in memory are of different channels.
+  bool by_lanes() const { return spec.layout == Layout::channels_last || spec.shape.s == 1; }
+
+  // f(i, count, example, channel, position) for elements [from + i, from + i + count) of the
+  // tensor, the first of which is at that place: of one channel or, by lanes, of one position.
+  template <class F>
+  void for_each_line(std::int64_t from, std::int64_t count, const F& f) const {
+    const auto [n, c, s] = spec.shape;
+    const std::int64_t line = by_lanes() ? c : s;
+    for (std::int64_t i = 0; i < count;) {
+      const std::int64_t index = (from + i) / line, in_line = (from + i) % line;
+      const std::int64_t size = std::min(count - i, line - in_line);
+      if (by_lanes()) {
+        f(i, size, index / s, in_line, index % s);
+      } else {
+        f(i, size, index / c, index % c, in_line);
+      }
+      i += size;
+    }
   }
 
   DType compute() const { return spec.data == DType::f64 ? DType::f64 : DType::f32; }
@@ -81,7 +123,8 @@ inline void run_moments(const Call& call, std::int64_t index, std::int64_t runs,
 inline Kernels::Normalize apply_args(const void* x, void* y, std::int64_t blocks,
                                      std::int64_t channels, std::int64_t length,
                                      const Parameters& params, const Statistics* statistics,
-                                     Activation activation, Store store) {
+                                     Activation activation, Store store,
+                                     const Join* join = nullptr) {
   return {.x = x,
           .y = y,
           .first = 0,
@@ -102,7 +145,8 @@ inline Kernels::Normalize apply_args(const void* x, void* y, std::int64_t blocks
           .mean = nullptr,
           .rstd = nullptr,
           .extreme = nullptr,
-          .extremes = nullptr};
+          .extremes = nullptr,
+          .join = join};
 }
 
 // Up to kMaxLanes numbers of a compute type, with room for a vector on either side.

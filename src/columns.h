@@ -27,26 +27,24 @@ class Columns {
 
   void reduce(std::int64_t unit, std::int64_t chunk, Moments* moments) const {
     const Range rows = chunk_rows(unit, chunk);
-    if (call_.schedule.by_runs) return reduce_by_runs(unit, rows, moments);
+    if (call_.schedule.by_runs && !call_.sums()) return reduce_by_runs(unit, rows, moments);
     std::fill_n(moments, blocks(unit), Moments{});
     const std::int64_t merged = call_.schedule.merged;
-    const std::int64_t whole = rows.size() / merged * merged;
-    if (whole > 0) reduce_rows(unit, {rows.begin, rows.begin + whole}, merged, moments);
-    if (whole < rows.size()) reduce_rows(unit, {rows.begin + whole, rows.end}, 1, moments);
+    for_each_example(rows, call_.args.shift != nullptr, [&](Range own, std::int64_t) {
+      const std::int64_t whole = own.size() / merged * merged;
+      if (whole > 0) reduce_rows(unit, {own.begin, own.begin + whole}, merged, moments);
+      if (whole < own.size()) reduce_rows(unit, {own.begin + whole, own.end}, 1, moments);
+    });
   }
 
   void apply(std::int64_t unit, std::int64_t chunk, const Statistics* statistics) const {
     const Range rows = chunk_rows(unit, chunk), lanes = lanes_.lanes(unit);
-    const std::int64_t s = call_.spec.shape.s;
     // Where each example has its own gamma and beta, it goes by itself.
-    const bool own = call_.spec.param_stride != 0;
-    for (std::int64_t row = rows.begin; row < rows.end;) {
-      const std::int64_t end = own ? std::min(rows.end, (row / s + 1) * s) : rows.end;
+    for_each_example(rows, call_.spec.param_stride != 0, [&](Range own, std::int64_t example) {
       lanes_.for_each_part(lanes, statistics, [&](Range part, bool extreme) {
-        apply_part(lanes, part, {row, end}, own ? row / s : 0, statistics, extreme);
+        apply_part(lanes, part, own, example, statistics, extreme);
       });
-      row = end;
-    }
+    });
   }
 
  private:
@@ -57,6 +55,18 @@ class Columns {
     const std::int64_t first = lanes_.block_row(unit) * rows;
     const Range part = piece(chunk, call_.schedule.chunk, rows);
     return {first + part.begin, first + part.end};
+  }
+
+  // f(rows, example) for the rows of each example, if they are to go `apart`; else for all of them.
+  template <class F>
+  void for_each_example(Range rows, bool apart, const F& f) const {
+    if (!apart) return f(rows, std::int64_t{0});
+    const std::int64_t s = call_.spec.shape.s;
+    for (std::int64_t row = rows.begin; row < rows.end;) {
+      const std::int64_t end = std::min(rows.end, (row / s + 1) * s);
+      f(Range{row, end}, row / s);
+      row = end;
+    }
   }
 
   void reduce_by_runs(std::int64_t unit, Range rows, Moments* moments) const {
@@ -73,6 +83,8 @@ class Columns {
   // Rows [rows), taken `merged` at a time as one.
   void reduce_rows(std::int64_t unit, Range rows, std::int64_t merged, Moments* moments) const {
     const Range lanes = lanes_.lanes(unit);
+    const Forward& args = call_.args;
+    const std::int64_t example = rows.begin / call_.spec.shape.s;
     const std::int64_t channels = call_.spec.block.channels;
     double mean[kMaxLanes], m2[kMaxLanes];
     for (std::int64_t lane = 0; lane < lanes.size(); lane += kMaxLanes) {
@@ -80,9 +92,15 @@ class Columns {
       const std::int64_t index = rows.begin * width() + lanes.begin + lane;
       const std::int64_t column = rows.size() / merged;  // elements of one
       const bool fits = count * merged >= call_.kernels.lanes;
+      if (call_.sums() && (!fits || (args.shift != nullptr && merged > 1))) {
+        const std::int64_t first = lanes.begin + lane;
+        reduce_in_tiles(lanes, {first, first + count}, rows, merged, moments);
+        continue;
+      }
       if (fits) {
         call_.kernels.reduce_columns({call_.x(index), column, width() * merged, count * merged,
-                                      trust_of(call_.spec), mean, m2});
+                                      trust_of(call_.spec), mean, m2, call_.join(index).skip,
+                                      call_.shift(example, lanes.begin + lane)});
       }
       const std::int64_t part = std::min(channels, count);
       for (std::int64_t at = 0; at < count; at += part) {
@@ -96,12 +114,42 @@ class Columns {
     }
   }
 
+  // The same of u of lanes [all) of the unit's, tile by tile.
+  [[gnu::noinline]] void reduce_in_tiles(Range lanes, Range all, Range rows, std::int64_t merged,
+                                         Moments* moments) const {
+    const Tiles tiles(call_, false);
+    double mean[kMaxLanes], m2[kMaxLanes];
+    Tile tile;
+    for (std::int64_t lane = all.begin; lane < all.end; lane += kTileLanes) {
+      const Range part{lane, std::min(lane + kTileLanes, all.end)};
+      const bool fits = part.size() * merged >= call_.kernels.lanes;
+      const std::int64_t at_once = fits ? merged : 1, count = part.size() * at_once;
+      const std::int64_t pitch = Tiles::pitch(count), most = tiles.rows(count) * at_once;
+      for (std::int64_t row = rows.begin; row < rows.end; row += most) {
+        const std::int64_t column = std::min(most, rows.end - row) / at_once;
+        const Area area{row * width() + lane, column, width() * at_once, count};
+        const void* const u = tiles.view_u(area, false, tile.data(), false);
+        if (fits) {
+          tiles.kernels().reduce_columns({u, column, pitch, count, trust_of(call_.spec), mean, m2});
+        }
+        lanes_.for_each_block(lanes, part, [&](std::int64_t block, Range own) {
+          const Moments of_tile = fits
+                                      ? merge_columns(mean + own.begin, m2 + own.begin, own.size(),
+                                                      at_once, width(), static_cast<double>(column))
+                                      : tiles.kernels().exact_moments(
+                                            {tiles.at(u, own.begin), column, pitch, own.size()});
+          moments[block] = merge(moments[block], of_tile);
+        });
+      }
+    }
+  }
+
   void apply_part(Range lanes, Range part, Range rows, std::int64_t example,
                   const Statistics* statistics, bool extreme) const {
     const Spec& spec = call_.spec;
     const std::int64_t vector = call_.kernels.lanes;
     if (call_.schedule.by_runs && spec.block.channels >= vector && part.size() >= vector &&
-        !extreme && is_fused(spec.activation)) {
+        !extreme && call_.is_direct() && !call_.joins()) {
       return apply_by_runs(lanes, part, rows, example, statistics);
     }
     const std::int64_t merged =
@@ -122,12 +170,14 @@ class Columns {
     Coefficients coefficients(call_, wide ? DType::f64 : call_.compute());
     lanes_.make_coefficients(lanes, part, example, statistics, &coefficients);
     coefficients.repeat(part.size(), merged);
-    if (wide || !is_fused(activation)) {
+    if (wide || !call_.is_direct()) {
       return apply_lanes_in_tiles(call_, Tiles(call_, wide), {at, count, stride, size},
                                   coefficients.arrays());
     }
+    const Join join = call_.join(at);
     call_.kernels.apply_columns({call_.x(at), call_.y(at), count, stride, size,
-                                 coefficients.arrays(), activation, call_.store});
+                                 coefficients.arrays(), activation, call_.store,
+                                 call_.joins() ? &join : nullptr});
   }
 
   std::int64_t index(Range rows, Range part) const { return rows.begin * width() + part.begin; }
@@ -146,6 +196,9 @@ class Columns {
     }
   }
 
+  // So many, that a tile has some rows of them.
+  static constexpr std::int64_t kTileLanes = 64;
+
   const Call& call_;
   ColumnLanes lanes_;
 };
@@ -160,7 +213,7 @@ class GradientColumns {
         call_(gradient.call),
         lanes_(call_.spec, call_.schedule),
         spans_(call_.spec.block.examples / gradient.map.span_examples),
-        fused_(has_fused_derivative(call_.spec.activation)) {}
+        fused_(gradient.is_fused()) {}
 
   // A chunk is one piece of one span.
   std::int64_t chunks() const { return spans_ * gradient_.map.pieces; }
@@ -277,7 +330,7 @@ class GradientColumns {
   [[gnu::noinline]] void reduce_in_tiles(const Part& part, bool wide, GradientSums* total) const {
     std::fill_n(total, part.part.size(), GradientSums{0, 0});
     for_each_tile(
-        part, wide,
+        part, wide, true,
         [&](GradientTiles& tiles, const Area& area, std::int64_t lane,
             const LaneCoefficients& coefficients) {
           GradientSums
@@ -295,7 +348,7 @@ class GradientColumns {
     if (fused_ && !extreme && apply_lanes(part, terms)) return;
     LaneArray shift(wide ? DType::f64 : call_.compute()), slope = shift;
     fill(part, terms, &shift, &slope);
-    for_each_tile(part, wide,
+    for_each_tile(part, wide, false,
                   [&](GradientTiles& tiles, const Area& area, std::int64_t lane,
                       const LaneCoefficients& coefficients) {
                     tiles.kernels().apply_columns(
@@ -336,8 +389,8 @@ class GradientColumns {
   // f(tiles, what of the tensor is in them, its first lane in part, coefficients) for all of part;
   // the mean of the coefficients is what sums, shift and slope refer to.
   template <class F>
-  void for_each_tile(const Part& part, bool wide, const F& f) const {
-    GradientTiles tiles(gradient_, wide);
+  void for_each_tile(const Part& part, bool wide, bool reduces, const F& f) const {
+    GradientTiles tiles(gradient_, wide, reduces);
     const DType compute = tiles.tiles().compute();
     Coefficients coefficients(call_, compute);
     make_coefficients(part, &coefficients);

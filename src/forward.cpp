@@ -2,6 +2,7 @@
 #include "call.h"
 #include "columns.h"
 #include "fold.h"
+#include "passes.h"
 #include "plan.h"
 #include "rows.h"
 #include "validate.h"
@@ -177,10 +178,30 @@ void merge(const Moments* more, std::int64_t blocks, Moments* total) noexcept {
   }
 }
 
+std::size_t detail::forward_workspace(const Schedule& schedule) noexcept {
+  // Only a split schedule keeps moments, one of each block and chunk; and only where there is more
+  // than one chunk is there anything to split.
+  if (schedule.chunks == 1) return 0;
+  const std::int64_t moments = schedule.units * schedule.chunks * schedule.blocks_per_unit;
+  return static_cast<std::size_t>(moments) * sizeof(Moments) + alignof(Moments) - 1;
+}
+
+Status detail::forward(const Spec& spec, const Schedule& schedule, const Target& target,
+                       const Forward& args, std::span<std::byte> workspace,
+                       const Executor& executor) noexcept {
+  const bool in_place = args.y == args.x || args.y == args.skip || args.y == args.residual;
+  const auto store = schedule.streaming && !in_place ? Store::streaming : Store::cached;
+  const Call call{spec, schedule, target, args, store};
+  const bool done =
+      run_pass(call, workspace, executor, [](const auto& pass) { return pass.run(); });
+  return done ? Status::ok : Status::executor_failed;
+}
+
 Status Plan::reduce(const void* x, Moments* moments, std::span<std::byte> workspace,
                     const Executor& executor) const noexcept {
   if (target_ == nullptr) return Status::not_planned;
   if (const Status status = detail::check_executor(executor); status != Status::ok) return status;
+  if (detail::has_neighbours(spec_, {})) return Status::neighbours;
   const std::int64_t blocks = detail::blocks_of(spec_);
   const Status status =
       detail::check_reduce(spec_, blocks, x, moments, workspace, workspace_bytes());
@@ -219,16 +240,16 @@ Status Plan::forward(const Forward& args, std::span<std::byte> workspace,
   if (target_ == nullptr) return Status::not_planned;
   if (const Status status = detail::check_executor(executor); status != Status::ok) return status;
   if (detail::is_empty(spec_.shape)) return Status::ok;
-  const std::size_t needed = spec_.given_statistics ? 0 : workspace_bytes();
+  const bool joins = args.skip != nullptr || args.residual != nullptr || args.sum != nullptr;
+  if (detail::kEdge && joins) return Status::not_built;
+  const bool needs_none = spec_.given_statistics && !detail::is_composed(spec_);
+  const std::size_t needed = needs_none ? 0 : workspace_bytes();
   const Status status = detail::check_forward(spec_, blocks(), args, workspace, needed);
   if (status != Status::ok) return status;
-
-  const auto store =
-      schedule_.streaming && args.x != args.y ? detail::Store::streaming : detail::Store::cached;
-  const detail::Call call{spec_, schedule_, *target_, args, store};
-  const bool done =
-      detail::run_pass(call, workspace, executor, [](const auto& pass) { return pass.run(); });
-  return done ? Status::ok : Status::executor_failed;
+  if (!detail::kEdge && detail::is_composed(spec_)) {
+    return detail::composed_forward(spec_, *target_, args, workspace, executor);
+  }
+  return detail::forward(spec_, schedule_, *target_, args, workspace, executor);
 }
 
 }  // namespace groupnorm

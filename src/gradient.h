@@ -37,7 +37,8 @@ struct SumsMap {
       spans = ceil_div(spec.shape.n, span_examples);
       return;
     }
-    if (columns && spec.param_stride == 0) span_examples = spec.block.examples;
+    // The sums of dx for a shift are those of one example.
+    if (columns && spec.param_stride == 0 && !spec.shift) span_examples = spec.block.examples;
     spans /= span_examples;
     const std::int64_t length = spec.shape.s * span_examples;
     if (columns || spec.shape.s > schedule.chunk) pieces = ceil_div(length, schedule.chunk);
@@ -60,12 +61,45 @@ struct GradientCall {
   const BlockSums* whole = nullptr;
   double count = 0;
   BlockSums* own = nullptr;
+  double* shifts = nullptr;  // sums of dx, as `sums` lie, where dshift is asked for
+
+  // Whether the kernels make dz of x and dy, and dx of it: nothing else is read or written.
+  bool is_fused() const { return has_fused_derivative(call.spec.activation) && !joins(); }
+  // dshift is made of dx, also where that is not asked for.
+  bool makes_dx() const { return args.dx != nullptr || args.dshift != nullptr; }
+  bool joins() const {
+    return call.joins() || args.dsum != nullptr || args.dresidual != nullptr ||
+           args.dshift != nullptr;
+  }
 
   const void* dy(std::int64_t index) const {
     return static_cast<const std::byte*>(args.dy) + index * call.element;
   }
   void* dx(std::int64_t index) const {
     return static_cast<std::byte*>(args.dx) + index * call.element;
+  }
+
+  // Adds numbers(i), i < count, which dx has from element `from` of the tensor on, to the sums of
+  // shifts.
+  template <class Numbers>
+  void add_shifts(std::int64_t from, std::int64_t count, const Numbers& numbers) const {
+    call.for_each_line(
+        from, count,
+        [&](std::int64_t i, std::int64_t size, std::int64_t example, std::int64_t channel,
+            std::int64_t position) {
+          const std::int64_t span = example / map.span_examples;
+          const std::int64_t first = span * map.span_examples;
+          const std::int64_t in_span = (example - first) * call.spec.shape.s + position;
+          const std::int64_t piece = map.pieces == 1 ? 0 : in_span / call.schedule.chunk;
+          double* const to = shifts + map.index(span, channel, piece);
+          if (call.by_lanes()) {
+            for (std::int64_t k = 0; k < size; ++k) to[k] += numbers(i + k);
+            return;
+          }
+          double chains[8] = {};  // one would wait for each addition
+          for (std::int64_t k = 0; k < size; ++k) chains[k % 8] += numbers(i + k);
+          for (const double chain : chains) *to += chain;
+        });
   }
 
   // Pieces are added in their order: the bits do not depend on who made them.
@@ -142,8 +176,13 @@ inline GradientTerms block_terms(const GradientCall& gradient, std::int64_t bloc
 // type, which know no activation, take them where dy stands.
 class GradientTiles {
  public:
-  GradientTiles(const GradientCall& gradient, bool wide)
-      : gradient_(gradient), call_(gradient.call), wide_(wide), tiles_(gradient.call, wide) {}
+  // `reduces`: in the pass that every element has, which writes dresidual.
+  GradientTiles(const GradientCall& gradient, bool wide, bool reduces)
+      : gradient_(gradient),
+        call_(gradient.call),
+        wide_(wide),
+        reduces_(reduces),
+        tiles_(gradient.call, wide) {}
 
   const GradientKernels& kernels() const { return *tiles_.kernels().gradients; }
   const Tiles& tiles() const { return tiles_; }
@@ -153,35 +192,40 @@ class GradientTiles {
   void load(const Area& area, std::int64_t blocks, std::int64_t channels, std::int64_t length,
             const Parameters& params, const Statistics* statistics) {
     view(area);
-    if (is_dz()) return;
-    maker().dz_rows({maker_x(), maker_dy(), dz_.data(), blocks, channels, length, params,
-                     statistics, call_.spec.activation});
+    if (!is_dz()) {
+      maker().dz_rows({maker_x(), maker_residual(), maker_dy(), dz_.data(), blocks, channels,
+                       length, params, statistics, call_.spec.activation});
+    }
+    write_dz();
   }
 
   // Of rows of lanes, with coefficients of the tiles' compute type, which is the data's unless
   // wide.
   void load(const Area& area, const LaneCoefficients& coefficients) {
     view(area);
-    if (is_dz()) return;
-    const std::int64_t stride = copies_dy() ? Tiles::pitch(area.width) : area.stride;
-    maker().dz_columns({maker_x(), maker_dy(), dz_.data(), area.rows, stride,
-                        Tiles::pitch(area.width), area.width, coefficients, call_.spec.activation});
+    if (!is_dz()) {
+      const std::int64_t stride = copies() ? Tiles::pitch(area.width) : area.stride;
+      maker().dz_columns({maker_x(), maker_residual(), maker_dy(), dz_.data(), area.rows, stride,
+                          Tiles::pitch(area.width), area.width, coefficients,
+                          call_.spec.activation});
+    }
+    write_dz();
   }
 
   // Of runs whose elements have their own parameters each, and which have statistics `step` apart.
   void load_runs(const Area& area, const Parameters& params, const Statistics* statistics,
                  std::int64_t step) {
     view(area);
-    if (is_dz()) return;
     const std::int64_t pitch = Tiles::pitch(area.width);
-    const std::int64_t stride = copies_dy() ? pitch : area.stride;
-    const DType from = wide_ ? tiles_.compute() : call_.spec.data;
-    for (std::int64_t r = 0; r < area.rows; ++r) {
+    const std::int64_t stride = copies() ? pitch : area.stride;
+    const DType from = copies() ? tiles_.compute() : call_.spec.data;
+    for (std::int64_t r = 0; !is_dz() && r < area.rows; ++r) {
       const std::int64_t bytes = r * stride * size_of(from);
-      maker().dz_rows({offset(maker_x(), bytes), offset(maker_dy(), bytes),
-                       tiles_.at(dz_.data(), r * pitch), 1, area.width, 1, params,
-                       statistics + r * step, call_.spec.activation});
+      maker().dz_rows({offset(maker_x(), bytes), offset(maker_residual(), bytes),
+                       offset(maker_dy(), bytes), tiles_.at(dz_.data(), r * pitch), 1, area.width,
+                       1, params, statistics + r * step, call_.spec.activation});
     }
+    write_dz();
   }
 
   // x, and how far apart its rows are; those of dx are as far.
@@ -192,9 +236,17 @@ class GradientTiles {
   // Where the kernels write dx, and how: to the tensor, or over dz.
   void* dx() { return direct_ ? gradient_.dx(area_.index) : dz_.data(); }
   Store store() const { return direct_ ? call_.store : Store::cached; }
-  // Takes dx to the tensor, unless it is there: all of it, or `count` elements.
+  // Takes dx to the tensor, unless it is there: all of it, or `count` elements. With dsum, and to
+  // the sums of shifts.
   void finish() {
-    if (!direct_) tiles_.activate(dz_.data(), Activation::none, gradient_.args.dx, area_);
+    if (direct_) return;
+    const Backward& args = gradient_.args;
+    if (gradient_.shifts != nullptr) add_shifts(dz_.data());
+    if (gradient_.shifts != nullptr && args.dsum != nullptr) {
+      add_shifts(tiles_.view(args.dsum, area_, false, x_tile_.data()));
+    }
+    if (args.dx == nullptr) return;
+    tiles_.activate(dz_.data(), Activation::none, args.dx, area_, args.dsum);
   }
   void finish(std::int64_t count) {
     area_.width = count;
@@ -202,28 +254,57 @@ class GradientTiles {
   }
 
  private:
-  // In double, dy is copied as x is; else dz is made of the tensors themselves.
-  bool copies_dy() const { return wide_; }
-  bool is_dz() const { return copies_dy() && call_.spec.activation == Activation::none; }
-  const TileKernels& maker() const { return (wide_ ? tiles_.kernels() : call_.kernels).tiles; }
-  const void* maker_x() const { return wide_ ? x_ : call_.x(area_.index); }
-  const void* maker_dy() { return wide_ ? dz_.data() : gradient_.dy(area_.index); }
+  // In double, dy is copied as x is, and so it is beside u; else dz is made of the tensors
+  // themselves.
+  bool copies() const { return wide_ || call_.sums(); }
+  bool is_dz() const { return copies() && call_.spec.activation == Activation::none; }
+  const TileKernels& maker() const { return (copies() ? tiles_.kernels() : call_.kernels).tiles; }
+  const void* maker_x() const { return copies() ? x_ : call_.x(area_.index); }
+  const void* maker_dy() { return copies() ? dz_.data() : gradient_.dy(area_.index); }
+  const void* maker_residual() {
+    const void* const residual = call_.args.residual;
+    if (residual == nullptr) return nullptr;
+    return copies() ? residual_.data() : offset(residual, area_.index * call_.element);
+  }
 
   void view(const Area& area) {
     area_ = area;
-    direct_ = !wide_ && tiles_.is_direct(area, false);
-    x_ = tiles_.view(gradient_.args.x, area, direct_, x_tile_.data());
-    if (copies_dy()) tiles_.view(gradient_.args.dy, area, false, dz_.data());
+    direct_ = !wide_ && !gradient_.joins() && tiles_.is_direct(area, false);
+    x_ = tiles_.view_u(area, direct_, x_tile_.data(), false);
+    if (!copies()) return;
+    tiles_.view(gradient_.args.dy, area, false, dz_.data());
+    if (call_.args.residual != nullptr) {
+      tiles_.view(call_.args.residual, area, false, residual_.data());
+    }
+  }
+
+  // dz to dresidual. What was copied of the residual is not needed any more.
+  void write_dz() {
+    if (!reduces_ || gradient_.args.dresidual == nullptr) return;
+    tiles_.activate(dz_.data(), Activation::none, gradient_.args.dresidual, area_, nullptr,
+                    residual_.data());
+  }
+
+  // The numbers of a tile to gradient_.shifts.
+  void add_shifts(const void* tile) const {
+    visit(tiles_.compute(), [&](auto element) {
+      using C = decltype(element);
+      const auto* const numbers = static_cast<const C*>(tile);
+      tiles_.for_each_stretch(area_, [&](std::int64_t from, std::int64_t i, std::int64_t count) {
+        gradient_.add_shifts(from, count,
+                             [=](std::int64_t k) { return to_double(numbers[i + k]); });
+      });
+    });
   }
 
   const GradientCall& gradient_;
   const Call& call_;
-  bool wide_;
+  bool wide_, reduces_;
   Tiles tiles_;
   Area area_{};
   bool direct_ = false;
   const void* x_ = nullptr;
-  Tile x_tile_, dz_;
+  Tile x_tile_, dz_, residual_;
 };
 
 }  // namespace groupnorm::detail

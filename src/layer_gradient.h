@@ -22,7 +22,7 @@ class LayerGradient {
         call_(gradient.call),
         channels_(call_.spec.block.channels),
         groups_(call_.spec.shape.c / channels_),
-        fused_(has_fused_derivative(call_.spec.activation)) {}
+        fused_(gradient.is_fused()) {}
 
   // False where the executor did not do its part.
   bool run(const Executor& executor) const {
@@ -65,8 +65,10 @@ class LayerGradient {
   // dx, and what the blocks add to the sums of their channels. Those come first, for dx may be dy.
   void take(Blocks* blocks, GradientSums* sums) const {
     find_statistics(blocks);
-    const bool params = gradient_.args.dgamma != nullptr || gradient_.args.dbeta != nullptr;
-    const bool dx = gradient_.args.dx != nullptr;
+    const Backward& args = gradient_.args;
+    const bool params =
+        args.dgamma != nullptr || args.dbeta != nullptr || args.dresidual != nullptr;
+    const bool dx = gradient_.makes_dx();
     const bool terms = dx && gradient_.whole == nullptr && !call_.spec.given_statistics;
     if (params || terms || gradient_.own != nullptr) {
       for (std::int64_t g = blocks->groups.begin; g < blocks->groups.end; ++g) {
@@ -180,7 +182,7 @@ class LayerGradient {
 
   void sum_in_tiles(const Blocks& blocks, std::int64_t group, Range channels, bool wide,
                     GradientSums* columns, GradientSums* runs) const {
-    GradientTiles tiles(gradient_, wide);
+    GradientTiles tiles(gradient_, wide, true);
     const Range examples = blocks.examples;
     std::fill_n(columns, channels.size(), GradientSums{0, 0});
     std::fill_n(runs, examples.size(), GradientSums{0, 0});
@@ -237,7 +239,7 @@ class LayerGradient {
   // dx of the block from `channel` on.
   void write_in_tiles(std::int64_t example, std::int64_t channel, const Statistics& statistics,
                       const GradientTerms& terms) const {
-    GradientTiles tiles(gradient_, terms.extreme);
+    GradientTiles tiles(gradient_, terms.extreme, false);
     const double mean = call_.split(statistics.mean).hi;  // what the terms refer to
     const std::int64_t pieces = ceil_div(channels_, tiles.tiles().size());
     for (std::int64_t p = 0; p < pieces; ++p) {

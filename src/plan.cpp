@@ -2,6 +2,7 @@
 
 #include "dtype.h"
 #include "kernels/kernels.h"
+#include "passes.h"
 #include "range.h"
 #include "tuning.h"
 #include "validate.h"
@@ -101,6 +102,7 @@ bool splits(const Schedule& schedule, int threads) noexcept {
 Status Plan::make(const Spec& spec, Plan* plan, const char* target) noexcept {
   if (plan == nullptr) return Status::null_plan;
   if (const Status status = detail::check_spec(spec); status != Status::ok) return status;
+  if (detail::kEdge && (detail::is_composed(spec) || spec.shift)) return Status::not_built;
   Plan made;
   made.spec_ = spec;
   const Status status = detail::find_target(target, spec.data, &made.target_);
@@ -123,11 +125,11 @@ std::int64_t Plan::block_elements() const noexcept {
 const char* Plan::target() const noexcept { return target_ == nullptr ? "" : target_->name; }
 
 std::size_t Plan::workspace_bytes() const noexcept {
-  // Only a split schedule keeps moments, one of each block and chunk; and only where there is more
-  // than one chunk is there anything to split.
-  if (schedule_.units == 0 || schedule_.chunks == 1) return 0;
-  const std::int64_t moments = schedule_.units * schedule_.chunks * schedule_.blocks_per_unit;
-  return static_cast<std::size_t>(moments) * sizeof(Moments) + alignof(Moments) - 1;
+  if (schedule_.units == 0) return 0;
+  if (!detail::kEdge && detail::is_composed(spec_)) {
+    return detail::composed_workspace(spec_, *target_);
+  }
+  return detail::forward_workspace(schedule_);
 }
 
 }  // namespace groupnorm

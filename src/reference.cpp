@@ -11,17 +11,14 @@ namespace {
 
 struct Index {
   std::int64_t n, c, s;
+  std::int64_t row;   // of gamma (with param_stride), shift, scale and offset
+  std::size_t block;  // whose statistics it takes
 };
 
-std::int64_t offset(const Spec& spec, Index at) {
+std::int64_t tensor_index(const Spec& spec, Index at) {
   const Shape& shape = spec.shape;
   return spec.layout == Layout::channels_first ? (at.n * shape.c + at.c) * shape.s + at.s
                                                : (at.n * shape.s + at.s) * shape.c + at.c;
-}
-
-std::int64_t block_of(const Spec& spec, Index at) {
-  return at.n / spec.block.examples * (spec.shape.c / spec.block.channels) +
-         at.c / spec.block.channels;
 }
 
 std::size_t blocks_of(const Spec& spec) {
@@ -29,40 +26,108 @@ std::size_t blocks_of(const Spec& spec) {
                                   (spec.shape.c / spec.block.channels));
 }
 
-std::int64_t param_index(const Spec& spec, Index at) { return at.n * spec.param_stride + at.c; }
+std::int64_t param_index(const Spec& spec, Index at) { return at.row * spec.param_stride + at.c; }
 
-double param(const Spec& spec, const void* data, Index at, double missing) {
-  return data == nullptr ? missing : load_element(spec.param, data, param_index(spec, at));
+std::int64_t row_index(const Spec& spec, Index at) { return at.row * spec.shape.c + at.c; }
+
+double load_or(double missing, DType dtype, const void* data, std::int64_t index) {
+  return data == nullptr ? missing : load_element(dtype, data, index);
 }
 
+// The elements that are normalized: none behind their example's length.
 template <class F>
-void for_each_element(const Shape& shape, F&& f) {
-  for (std::int64_t n = 0; n < shape.n; ++n) {
-    for (std::int64_t c = 0; c < shape.c; ++c) {
-      for (std::int64_t s = 0; s < shape.s; ++s) f(Index{n, c, s});
+void for_each_element(const Spec& spec, const std::int64_t* lengths, F&& f) {
+  if (spec.shape.c == 0) return;
+  const std::int64_t groups = spec.shape.c / spec.block.channels;
+  for (std::int64_t n = 0; n < spec.shape.n; ++n) {
+    const std::int64_t row = n / spec.sequence;
+    const std::int64_t first_block = n / spec.block.examples * groups;
+    std::int64_t positions = spec.shape.s;
+    if (lengths != nullptr) {
+      if (spec.sequence == 1) positions = lengths[n];
+      if (spec.sequence != 1 && n % spec.sequence >= lengths[row]) positions = 0;
+    }
+    for (std::int64_t c = 0; c < spec.shape.c; ++c) {
+      Index at{n, c, 0, row, static_cast<std::size_t>(first_block + c / spec.block.channels)};
+      for (; at.s < positions; ++at.s) f(at);
     }
   }
+}
+
+// m of each block.
+std::vector<double> elements_of_blocks(const Spec& spec, const std::int64_t* lengths) {
+  if (lengths == nullptr) {
+    const std::int64_t elements = spec.block.examples * spec.block.channels * spec.shape.s;
+    return std::vector<double>(blocks_of(spec), static_cast<double>(elements));
+  }
+  std::vector<double> elements(blocks_of(spec));
+  for_each_element(spec, lengths, [&](Index at) { elements[at.block] += 1; });
+  return elements;
+}
+
+// u = (x + skip) + shift, each sum rounded in the compute type, of a Forward or a Backward.
+template <class Args>
+double input(const Spec& spec, const Args& args, Index at) {
+  const auto add = [&](double a, double b) {
+    if (spec.data == DType::f64) return a + b;
+    return static_cast<double>(static_cast<float>(a) + static_cast<float>(b));
+  };
+  const std::int64_t i = tensor_index(spec, at);
+  double u = load_element(spec.data, args.x, i);
+  if (args.skip != nullptr) u = add(u, load_element(spec.data, args.skip, i));
+  if (args.shift != nullptr) {
+    u = add(u, load_element(spec.data, args.shift, row_index(spec, at)));
+  }
+  return u;
+}
+
+// What z of one element is made of. long double holds the cube of an rstd of f64's whole range.
+struct Element {
+  long double centred;  // u - mean
+  long double xhat;
+  long double gamma, beta, stretch;  // stretch = 1 + scale
+  long double z;
+  long double magnitude;  // what counts as the size of z in a scale
+};
+
+template <class Args>
+Element element(const Spec& spec, const Args& args, double mean, double rstd, Index at) {
+  Element e{};
+  e.centred = static_cast<long double>(input(spec, args, at)) - mean;
+  e.xhat = e.centred * rstd;
+  e.gamma = load_or(1, spec.param, args.gamma, param_index(spec, at));
+  e.beta = load_or(0, spec.param, args.beta, param_index(spec, at));
+  e.stretch = 1 + static_cast<long double>(load_or(0, spec.param, args.scale, row_index(spec, at)));
+  const long double scaled = e.gamma * e.stretch * e.xhat;
+  const long double beta = e.beta * e.stretch;
+  const long double offset = load_or(0, spec.param, args.offset, row_index(spec, at));
+  const long double residual = load_or(0, spec.data, args.residual, tensor_index(spec, at));
+  e.z = scaled + (beta + offset) + residual;
+  e.magnitude = 1 + std::fabs(scaled) + std::fabs(beta) + std::fabs(offset) + std::fabs(residual);
+  return e;
 }
 
 // The corrected two-pass algorithm (Chan, Golub & LeVeque 1983, eq. 1.7): a first mean, then the
 // sums of the deviations from it, whose own mean repairs both the mean and the variance.
 void statistics(const Spec& spec, const Forward& args, ReferenceResult* result) {
   const std::size_t blocks = result->mean.size();
-  const auto m = static_cast<double>(spec.block.examples * spec.block.channels * spec.shape.s);
+  const std::vector<double> elements = elements_of_blocks(spec, args.lengths);
   // long double, so that the sums of 1e8 elements are exact to the last place of double.
   std::vector<long double> first(blocks), sum(blocks), square(blocks);
-  const auto x = [&](Index at) { return load_element(spec.data, args.x, offset(spec, at)); };
-  const auto block = [&](Index at) { return static_cast<std::size_t>(block_of(spec, at)); };
 
   if (spec.center) {
-    for_each_element(spec.shape, [&](Index at) { first[block(at)] += x(at) / m; });
+    for_each_element(spec, args.lengths, [&](Index at) {
+      first[at.block] += input(spec, args, at) / elements[at.block];
+    });
   }
-  for_each_element(spec.shape, [&](Index at) {
-    const long double d = x(at) - first[block(at)];
-    sum[block(at)] += d;
-    square[block(at)] += d * d;
+  for_each_element(spec, args.lengths, [&](Index at) {
+    const long double d = input(spec, args, at) - first[at.block];
+    sum[at.block] += d;
+    square[at.block] += d * d;
   });
   for (std::size_t b = 0; b < blocks; ++b) {
+    const double m = elements[b];
+    if (m == 0) continue;
     const long double shift = spec.center ? sum[b] / m : 0;
     const auto m2 = static_cast<double>(spec.center ? square[b] - sum[b] * shift : square[b]);
     const double spread = (m2 < 0 ? 0 : m2) / (m - spec.correction) + spec.eps;
@@ -84,91 +149,114 @@ double largest_curvature(Activation activation) {
   return 0;
 }
 
-// What the gradients of one element are made of. long double holds the cube of an rstd of f64's
-// whole range.
-struct Point {
-  long double centred;  // x - mean
-  long double xhat;
-  long double dz, dxhat;     // dxhat = gamma dz
+// What the gradients of one element are made of.
+struct Point : Element {
+  long double dz, dxhat;     // dxhat = gamma (1 + scale) dz
   long double dz_magnitude;  // what counts as the size of dz in a scale
   long double dxhat_magnitude;
 };
 
 Point point(const Spec& spec, const Backward& args, Index at) {
-  const std::int64_t i = offset(spec, at), b = block_of(spec, at);
-  const long double mean = spec.center ? args.mean[b] : 0;
-  const long double centred = load_element(spec.data, args.x, i) - mean;
-  const long double xhat = centred * args.rstd[b];
-  const long double dy = load_element(spec.data, args.dy, i);
-  const long double gamma = param(spec, args.gamma, at, 1);
-  const long double beta = param(spec, args.beta, at, 0);
-  const auto z = static_cast<double>(gamma * xhat + beta);
-  const long double dz = dy * reference_derivative(spec.activation, z);
-  long double magnitude = std::fabs(dz);
+  const double mean = spec.center ? args.mean[at.block] : 0;
+  Point p{element(spec, args, mean, args.rstd[at.block], at), 0, 0, 0, 0};
+  const long double dy = load_element(spec.data, args.dy, tensor_index(spec, at));
+  p.dz = dy * reference_derivative(spec.activation, static_cast<double>(p.z));
+  p.dz_magnitude = std::fabs(p.dz);
   if (const double curvature = largest_curvature(spec.activation); curvature > 0) {
-    magnitude += curvature * (1 + std::fabs(gamma * xhat) + std::fabs(beta)) * std::fabs(dy);
+    p.dz_magnitude += curvature * p.magnitude * std::fabs(dy);
   }
-  return {.centred = centred,
-          .xhat = xhat,
-          .dz = dz,
-          .dxhat = gamma * dz,
-          .dz_magnitude = magnitude,
-          .dxhat_magnitude = std::fabs(gamma) * magnitude};
+  p.dxhat = p.gamma * p.stretch * p.dz;
+  p.dxhat_magnitude = std::fabs(p.gamma * p.stretch) * p.dz_magnitude;
+  return p;
 }
 
 // The derivatives of the loss by a block's mean and variance, by the chain rule (Ioffe & Szegedy
 // 2015, section 3). The mean acts through xhat alone: d var / d mean = -2 sum (x - mean) / m = 0.
+// And the sums of their absolute terms.
 struct BlockGradient {
   long double dmean = 0, dvar = 0;
+  long double dmean_magnitude = 0, dvar_magnitude = 0;
 };
 
 std::vector<BlockGradient> block_gradients(const Spec& spec, const Backward& args) {
   std::vector<BlockGradient> blocks(blocks_of(spec));
   if (spec.given_statistics) return blocks;
-  for_each_element(spec.shape, [&](Index at) {
-    const auto b = static_cast<std::size_t>(block_of(spec, at));
-    const long double rstd = args.rstd[b];
+  for_each_element(spec, args.lengths, [&](Index at) {
+    BlockGradient& block = blocks[at.block];
+    const long double rstd = args.rstd[at.block];
     const Point p = point(spec, args, at);
-    if (spec.center) blocks[b].dmean -= p.dxhat * rstd;              // d xhat / d mean = -rstd
-    blocks[b].dvar -= p.dxhat * p.centred * rstd * rstd * rstd / 2;  // d rstd / d var = -rstd^3 / 2
+    const long double by_var = p.centred * rstd * rstd * rstd / 2;  // d rstd / d var = -rstd^3 / 2
+    block.dvar -= p.dxhat * by_var;
+    block.dvar_magnitude += p.dxhat_magnitude * std::fabs(by_var);
+    if (!spec.center) return;
+    block.dmean -= p.dxhat * rstd;  // d xhat / d mean = -rstd
+    block.dmean_magnitude += p.dxhat_magnitude * std::fabs(rstd);
   });
   return blocks;
 }
 
-void input_gradient(const Spec& spec, const Backward& args, ReferenceGradient* result) {
-  const std::vector<BlockGradient> blocks = block_gradients(spec, args);
-  const auto m = static_cast<long double>(spec.block.examples * spec.block.channels * spec.shape.s);
-  result->dx_scale.assign(blocks.size(), 0);
-  for_each_element(spec.shape, [&](Index at) {
-    const auto b = static_cast<std::size_t>(block_of(spec, at));
-    const long double rstd = args.rstd[b];
-    const Point p = point(spec, args, at);
-    const long double by_xhat = p.dxhat * rstd;
-    const long double by_var = blocks[b].dvar * 2 * p.centred / (m - spec.correction);
-    const long double by_mean = blocks[b].dmean / m;
-    result->dx[static_cast<std::size_t>(offset(spec, at))] =
-        static_cast<double>(by_xhat + by_var + by_mean);
-    const long double scale =
-        p.dxhat_magnitude * std::fabs(rstd) + std::fabs(by_var) + std::fabs(by_mean);
-    result->dx_scale[b] = std::max(result->dx_scale[b], static_cast<double>(scale));
-  });
-}
-
-// The gradient of gamma or of beta: a sum of terms and the sum of their sizes, in long double.
-struct ParameterSums {
+// A sum of terms and the sum of their sizes, of each of many numbers.
+struct Sums {
+  explicit Sums(std::size_t size) : sum(size), scale(size) {}
   std::vector<long double> sum, scale;
 };
 
-// What `held` holds, or zeros.
-ParameterSums first_sums(const Spec& spec, const void* held) {
+void round_to_double(const std::vector<long double>& from, std::vector<double>* to) {
+  to->resize(from.size());
+  std::transform(from.begin(), from.end(), to->begin(),
+                 [](long double value) { return static_cast<double>(value); });
+}
+
+// How many numbers [n / sequence, c] are.
+std::size_t size_of_rows(const Spec& spec) {
+  return static_cast<std::size_t>(spec.shape.n / spec.sequence * spec.shape.c);
+}
+
+// dx, dresidual and dshift.
+void input_gradients(const Spec& spec, const Backward& args, ReferenceGradient* result) {
+  const std::vector<BlockGradient> blocks = block_gradients(spec, args);
+  const std::vector<double> elements = elements_of_blocks(spec, args.lengths);
+  result->dx_scale.assign(blocks.size(), 0);
+  Sums shift(size_of_rows(spec));
+  for_each_element(spec, args.lengths, [&](Index at) {
+    const auto i = static_cast<std::size_t>(tensor_index(spec, at));
+    const std::size_t b = at.block;
+    const auto row = static_cast<std::size_t>(row_index(spec, at));
+    const long double rstd = args.rstd[b];
+    const Point p = point(spec, args, at);
+    const double m = elements[b];
+    // Given statistics depend on no x, and m may be the correction.
+    const long double dvar_by_x = spec.given_statistics ? 0 : 2 * p.centred / (m - spec.correction);
+    const long double by_xhat = p.dxhat * rstd;
+    const long double by_var = blocks[b].dvar * dvar_by_x;
+    const long double by_mean = blocks[b].dmean / m;
+    const long double dsum = load_or(0, spec.data, args.dsum, tensor_index(spec, at));
+    const long double dx = by_xhat + by_var + by_mean + dsum;
+    const long double size = p.dxhat_magnitude * std::fabs(rstd) + std::fabs(dsum);
+    const long double scale = size + std::fabs(by_var) + std::fabs(by_mean);
+    result->dx[i] = static_cast<double>(dx);
+    result->dx_scale[b] = std::max(result->dx_scale[b], static_cast<double>(scale));
+    if (args.dresidual != nullptr) {
+      result->dresidual[i] = static_cast<double>(p.dz);
+      result->dresidual_scale[i] = static_cast<double>(p.dz_magnitude);
+    }
+    shift.sum[row] += dx;
+    shift.scale[row] +=
+        size + blocks[b].dvar_magnitude * std::fabs(dvar_by_x) + blocks[b].dmean_magnitude / m;
+  });
+  round_to_double(shift.sum, &result->dshift);
+  round_to_double(shift.scale, &result->dshift_scale);
+}
+
+// Of dgamma or dbeta: what `held` holds, or zeros.
+Sums first_sums(const Spec& spec, const void* held) {
   const auto [n, c, s] = spec.shape;
-  const std::int64_t rows = spec.param_stride == 0 ? 1 : n;
-  const auto size = static_cast<std::size_t>(rows == 0 ? 0 : (rows - 1) * spec.param_stride + c);
-  ParameterSums sums{std::vector<long double>(size), std::vector<long double>(size)};
+  const std::int64_t rows = spec.param_stride == 0 ? 1 : n / spec.sequence;
+  Sums sums(static_cast<std::size_t>(rows == 0 ? 0 : (rows - 1) * spec.param_stride + c));
   if (held == nullptr) return sums;
   for (std::int64_t row = 0; row < rows; ++row) {
     for (std::int64_t channel = 0; channel < c; ++channel) {
-      const std::int64_t i = param_index(spec, {row, channel, 0});
+      const std::int64_t i = row * spec.param_stride + channel;
       const double value = load_element(spec.param, held, i);
       sums.sum[static_cast<std::size_t>(i)] = value;
       sums.scale[static_cast<std::size_t>(i)] = std::fabs(value);
@@ -177,27 +265,31 @@ ParameterSums first_sums(const Spec& spec, const void* held) {
   return sums;
 }
 
-void round_to_double(const std::vector<long double>& from, std::vector<double>* to) {
-  to->resize(from.size());
-  std::transform(from.begin(), from.end(), to->begin(),
-                 [](long double value) { return static_cast<double>(value); });
-}
-
 void parameter_gradients(const Spec& spec, const Backward& args, ReferenceGradient* result) {
-  ParameterSums gamma = first_sums(spec, args.accumulate ? args.dgamma : nullptr);
-  ParameterSums beta = first_sums(spec, args.accumulate ? args.dbeta : nullptr);
-  for_each_element(spec.shape, [&](Index at) {
+  Sums gamma = first_sums(spec, args.accumulate ? args.dgamma : nullptr);
+  Sums beta = first_sums(spec, args.accumulate ? args.dbeta : nullptr);
+  Sums scale(size_of_rows(spec)), offset(size_of_rows(spec));
+  for_each_element(spec, args.lengths, [&](Index at) {
     const auto i = static_cast<std::size_t>(param_index(spec, at));
+    const auto row = static_cast<std::size_t>(row_index(spec, at));
     const Point p = point(spec, args, at);
-    gamma.sum[i] += p.dz * p.xhat;
-    gamma.scale[i] += p.dz_magnitude * std::fabs(p.xhat);
-    beta.sum[i] += p.dz;
-    beta.scale[i] += p.dz_magnitude;
+    gamma.sum[i] += p.dz * p.stretch * p.xhat;
+    gamma.scale[i] += p.dz_magnitude * std::fabs(p.stretch * p.xhat);
+    beta.sum[i] += p.dz * p.stretch;
+    beta.scale[i] += p.dz_magnitude * std::fabs(p.stretch);
+    scale.sum[row] += p.dz * (p.gamma * p.xhat + p.beta);
+    scale.scale[row] += p.dz_magnitude * (std::fabs(p.gamma * p.xhat) + std::fabs(p.beta));
+    offset.sum[row] += p.dz;
+    offset.scale[row] += p.dz_magnitude;
   });
   round_to_double(gamma.sum, &result->dgamma);
   round_to_double(gamma.scale, &result->dgamma_scale);
   round_to_double(beta.sum, &result->dbeta);
   round_to_double(beta.scale, &result->dbeta_scale);
+  round_to_double(scale.sum, &result->dscale);
+  round_to_double(scale.scale, &result->dscale_scale);
+  round_to_double(offset.sum, &result->doffset);
+  round_to_double(offset.scale, &result->doffset_scale);
 }
 
 }  // namespace
@@ -248,8 +340,9 @@ ReferenceResult reference_forward(const Spec& spec, const Forward& args) {
   ReferenceResult result;
   if (elements == 0) return result;
   const std::size_t blocks = blocks_of(spec);
-  result.y.resize(elements);
-  result.scale.resize(elements);
+  result.y.assign(elements, 0);
+  result.scale.assign(elements, 1);
+  if (args.sum != nullptr) result.sum.assign(elements, 0);
   result.mean.assign(blocks, 0);
   result.rstd.assign(blocks, 0);
   if (spec.given_statistics) {
@@ -260,14 +353,13 @@ ReferenceResult reference_forward(const Spec& spec, const Forward& args) {
   } else {
     statistics(spec, args, &result);
   }
-  for_each_element(shape, [&](Index at) {
-    const auto b = static_cast<std::size_t>(block_of(spec, at));
-    const auto i = static_cast<std::size_t>(offset(spec, at));
-    const double x = load_element(spec.data, args.x, offset(spec, at));
-    const double scaled = param(spec, args.gamma, at, 1) * ((x - result.mean[b]) * result.rstd[b]);
-    const double beta = param(spec, args.beta, at, 0);
-    result.y[i] = reference_activation(spec.activation, scaled + beta);
-    result.scale[i] = 1 + std::fabs(scaled) + std::fabs(beta);
+  for_each_element(spec, args.lengths, [&](Index at) {
+    const std::size_t b = at.block;
+    const auto i = static_cast<std::size_t>(tensor_index(spec, at));
+    const Element e = element(spec, args, result.mean[b], result.rstd[b], at);
+    result.y[i] = reference_activation(spec.activation, static_cast<double>(e.z));
+    result.scale[i] = static_cast<double>(e.magnitude);
+    if (args.sum != nullptr) result.sum[i] = input(spec, args, at);
   });
   return result;
 }
@@ -275,9 +367,16 @@ ReferenceResult reference_forward(const Spec& spec, const Forward& args) {
 ReferenceGradient reference_backward(const Spec& spec, const Backward& args) {
   ReferenceGradient result;
   const auto [n, c, s] = spec.shape;
-  result.dx.resize(static_cast<std::size_t>(n * c * s));
+  const auto elements = static_cast<std::size_t>(n * c * s);
+  result.dx.assign(elements, 0);
+  if (args.dresidual != nullptr) {
+    result.dresidual.assign(elements, 0);
+    result.dresidual_scale.assign(elements, 0);
+  }
+  result.dshift.assign(size_of_rows(spec), 0);
+  result.dshift_scale.assign(size_of_rows(spec), 0);
   parameter_gradients(spec, args, &result);
-  if (!result.dx.empty()) input_gradient(spec, args, &result);
+  if (elements != 0) input_gradients(spec, args, &result);
   return result;
 }
 

@@ -8,6 +8,8 @@
 #include "plan.h"
 #include "tiles.h"
 
+#include <cmath>
+
 namespace groupnorm::detail {
 
 // See plan.h: a unit is one block, in runs of rows of s positions.
@@ -41,9 +43,7 @@ class Rows {
     *moments = {};
     for (std::int64_t p = 0; p < parts_.parts(chunk); ++p) {
       const RowPart part = parts_.at(unit, chunk, p);
-      Moments run;
-      run_moments(call_, part.index, 1, part.size(), &run);
-      *moments = merge(*moments, run);
+      *moments = merge(*moments, part_moments(part));
     }
   }
 
@@ -54,6 +54,20 @@ class Rows {
   }
 
  private:
+  Moments part_moments(const RowPart& part) const {
+    Moments run;
+    if (!call_.sums()) {
+      run_moments(call_, part.index, 1, part.size(), &run);
+      return run;
+    }
+    if (call_.args.shift == nullptr && part.size() >= call_.kernels.lanes) {
+      call_.kernels.reduce_sums({call_.x(part.index), 1, part.size(), trust_of(call_.spec), &run},
+                                call_.join(part.index).skip);
+      if (!std::isnan(run.m2)) return run;
+    }
+    return moments_in_tiles(call_, part);
+  }
+
   // Blocks that a kernel has left: how many, and their statistics.
   struct Extreme {
     std::int64_t count = 0;
@@ -63,7 +77,7 @@ class Rows {
   // Up to the first that is extreme.
   std::int64_t normalize_by_kernel(std::int64_t begin, std::int64_t end, Extreme* extreme) const {
     if (run_ < call_.kernels.lanes) return 0;
-    if (is_fused(call_.spec.activation)) {
+    if (is_fused(call_.spec.activation) && !call_.joins()) {
       if (!one_run_ && call_.spec.shape.s < kRowInParts) return 0;
       const std::int64_t first = one_run_ ? begin * run_ : 0;
       return call_.kernels.normalize(course(call_.x(first), call_.y(first), begin, end - begin,
@@ -90,10 +104,10 @@ class Rows {
       const std::int64_t example = (first + b) / groups, group = (first + b) % groups;
       count = std::min({most, extreme.count - b, groups - group});
       const Area area{(first + b) * run_, 1, 0, count * run_};
-      tiles.normalize(tiles.view(call_.args.x, area, false, tile.data()), tile.data(), count,
+      tiles.normalize(tiles.view_u(area, false, tile.data(), true), tile.data(), count,
                       spec.block.channels, spec.shape.s, example, group * spec.block.channels,
                       statistics);
-      tiles.activate(tile.data(), spec.activation, call_.args.y, area);
+      tiles.activate(tile.data(), spec.activation, call_.args.y, area, call_.args.residual);
     }
   }
 
@@ -137,12 +151,12 @@ class Rows {
       const std::int64_t blocks = std::min(end - block, most);
       const Area area{block * run_, 1, 0, blocks * run_};
       Kernels::Normalize args =
-          course(tiles.view(call_.args.x, area, tiles.is_direct(area, true), tile.data()),
-                 tile.data(), block, blocks, Activation::none, extreme);
+          course(tiles.view_u(area, tiles.is_direct(area, true), tile.data(), true), tile.data(),
+                 block, blocks, Activation::none, extreme);
       args.store = Store::cached;
       const std::int64_t done = tiles.kernels().normalize(args);
       tiles.activate(tile.data(), call_.spec.activation, call_.args.y,
-                     {area.index, 1, 0, done * run_});
+                     {area.index, 1, 0, done * run_}, call_.args.residual);
       block += done;
       if (done < blocks) return block - begin;
     }
@@ -150,13 +164,16 @@ class Rows {
   }
 
   void apply_part(const RowPart& part, const Statistics& statistics) const {
-    if (statistics.extreme || part.size() < call_.kernels.lanes ||
-        !is_fused(call_.spec.activation)) {
+    const bool short_row = part.length < kShortRow * call_.kernels.lanes;
+    if (statistics.extreme || part.size() < call_.kernels.lanes || !call_.is_direct() ||
+        (call_.joins() && short_row)) {
       return apply_part_in_tiles(call_, part, statistics);
     }
+    const Join join = call_.join(part.index);
     call_.kernels.normalize(apply_args(call_.x(part.index), call_.y(part.index), 1, part.rows,
                                        part.length, call_.params(part.example, part.channel),
-                                       &statistics, call_.spec.activation, call_.store));
+                                       &statistics, call_.spec.activation, call_.store,
+                                       call_.joins() ? &join : nullptr));
   }
 
   const Call& call_;
@@ -175,7 +192,7 @@ class GradientRows {
         call_(gradient.call),
         parts_(call_.spec, call_.schedule),
         run_(call_.spec.block.channels * call_.spec.shape.s),
-        fused_(has_fused_derivative(call_.spec.activation)) {}
+        fused_(gradient.is_fused()) {}
 
   std::int64_t chunks() const { return call_.schedule.chunks; }
   std::int64_t blocks(std::int64_t) const { return 1; }
@@ -242,7 +259,7 @@ class GradientRows {
       if (statistics[b].extreme) blocks = b;
     }
     if (blocks == 0) return 0;
-    GradientTiles tiles(gradient_, false);
+    GradientTiles tiles(gradient_, false, true);
     const Area area{first * run_, 1, 0, blocks * run_};
     tiles.load(area, blocks, spec.block.channels, spec.shape.s,
                call_.params(first / groups, first % groups * spec.block.channels), statistics);
@@ -274,7 +291,7 @@ class GradientRows {
 
   void reduce_in_tiles(const RowPart& part, const Statistics& statistics, bool wide,
                        GradientSums* sums) const {
-    GradientTiles tiles(gradient_, wide);
+    GradientTiles tiles(gradient_, wide, true);
     for_each_tile(part, statistics, &tiles, [&](Range rows, Range positions) {
       GradientSums cut;
       const bool whole = positions.size() == part.length;
@@ -306,7 +323,7 @@ class GradientRows {
            call_.spec.activation, call_.store, nullptr});
       return;
     }
-    GradientTiles tiles(gradient_, wide);
+    GradientTiles tiles(gradient_, wide, false);
     const double mean = call_.split(statistics.mean).hi;
     for_each_tile(part, statistics, &tiles, [&](Range rows, Range positions) {
       tiles.kernels().differentiate(

@@ -2,7 +2,8 @@
 // L1 as numbers of a compute type: that type's kernels work on them, and what comes out is rounded
 // where it is stored. So go
 //
-//   activations that are not fused (kernels.h)                     in the data's own compute type
+//   activations that are not fused (kernels.h), and what is        in the data's own compute type
+//   added to x or z on the way (Forward's neighbours)
 //   what is extreme (fold.h), and what is shorter than a vector    in double
 #ifndef GROUPNORM_SRC_TILES_H
 #define GROUPNORM_SRC_TILES_H
@@ -64,33 +65,68 @@ class Tiles {
     return offset(tile, i * size_of(compute_));
   }
 
-  // Whether the kernels take these numbers as they lie in the tensor. `alike`: only where all of
-  // them lie one behind the other.
+  // Whether the kernels take these numbers of x as they lie in the tensor. `alike`: only where all
+  // of them lie one behind the other.
   bool is_direct(const Area& area, bool alike) const {
-    return compute_ == call_.spec.data && area.width >= kNarrow && (!alike || lies_alike(area));
+    return compute_ == call_.spec.data && area.width >= kNarrow && !call_.sums() &&
+           (!alike || lies_alike(area));
   }
 
   // The area in the tensor, where that is direct, or copied to the tile.
   const void* view(const void* tensor, const Area& area, bool direct, void* tile) const {
     if (direct) return offset(tensor, area.index * call_.element);
     for_each_stretch(area, [&](std::int64_t from, std::int64_t i, std::int64_t count) {
-      const auto& tiles = call_.kernels.tiles;
-      (wide_ ? tiles.load_wide : tiles.load)(offset(tensor, from * call_.element), at(tile, i),
-                                             count);
+      load({.x = offset(tensor, from * call_.element), .tile = at(tile, i), .count = count});
     });
     return tile;
   }
 
-  // y = activation(z), to the tensor. z is lost.
-  void activate(void* z, Activation activation, void* tensor, const Area& area) const {
+  // The same of u, which takes the place of x. Where `writes`, it is written to the call's sum.
+  const void* view_u(const Area& area, bool direct, void* tile, bool writes) const {
+    const Forward& args = call_.args;
+    writes = writes && args.sum != nullptr;
+    if (kEdge || !(writes || call_.sums())) return view(args.x, area, direct, tile);
+    for_each_stretch(area, [&](std::int64_t from, std::int64_t i, std::int64_t count) {
+      load_u(from, at(tile, i), count, writes);
+    });
+    return tile;
+  }
+
+  // y = activation(z + residual), to the tensor; a null residual is 0. z is lost unless `narrowed`
+  // has room for as much.
+  void activate(void* z, Activation activation, void* tensor, const Area& area,
+                const void* residual = nullptr, void* narrowed = nullptr) const {
     for_each_stretch(area, [&](std::int64_t to, std::int64_t i, std::int64_t count) {
       void* const y = static_cast<std::byte*>(tensor) + to * call_.element;
-      void* const own = at(z, i);
-      const bool narrows = compute_ != call_.compute();
-      const bool last = narrows && activation == Activation::none && call_.spec.data == DType::f32;
-      if (narrows) kernels_.tiles.narrow(own, last ? y : own, count);
-      if (!last) call_.kernels.tiles.activate(own, y, count, activation, call_.store);
+      const void* own = at(z, i);
+      if (compute_ != call_.compute()) {
+        const bool last =
+            activation == Activation::none && residual == nullptr && call_.spec.data == DType::f32;
+        void* const narrow = last ? y : at(narrowed == nullptr ? z : narrowed, i);
+        kernels_.tiles.narrow(own, narrow, count);
+        if (last) return;
+        own = narrow;
+      }
+      call_.kernels.tiles.activate({own, kEdge ? nullptr : offset(residual, to * call_.element), y,
+                                    count, activation, call_.store});
     });
+  }
+
+  // f(element of the tensor, of the tile, count), of all rows at once or one by one.
+  template <class F>
+  static void for_each_stretch(const Area& area, const F& f) {
+    if (lies_alike(area)) return f(area.index, std::int64_t{0}, area.rows * area.width);
+    for (std::int64_t r = 0; r < area.rows; ++r) {
+      f(area.index + r * area.stride, r * pitch(area.width), area.width);
+    }
+  }
+
+  // Of `count` numbers of a tile, one behind the other.
+  Moments moments(const void* numbers, std::int64_t count) const {
+    if (count < kernels_.lanes) return kernels_.exact_moments({numbers, 1, 0, count});
+    Moments result;
+    kernels_.reduce_runs({numbers, 1, count, trust_of(call_.spec), &result});
+    return result;
   }
 
   // z [blocks, channels, length], contiguous, from channel `channel` of `example` on; statistics
@@ -124,13 +160,29 @@ class Tiles {
     return area.rows == 1 || (area.stride == area.width && pitch(area.width) == area.width);
   }
 
-  // f(element of the tensor, of the tile, count), of all rows at once or one by one.
-  template <class F>
-  static void for_each_stretch(const Area& area, const F& f) {
-    if (lies_alike(area)) return f(area.index, std::int64_t{0}, area.rows * area.width);
-    for (std::int64_t r = 0; r < area.rows; ++r) {
-      f(area.index + r * area.stride, r * pitch(area.width), area.width);
-    }
+  void load(const TileKernels::Load& args) const {
+    const auto& tiles = call_.kernels.tiles;
+    (wide_ ? tiles.load_wide : tiles.load)(args);
+  }
+
+  // u of elements [from, from + count).
+  void load_u(std::int64_t from, void* to, std::int64_t count, bool writes) const {
+    const Forward& args = call_.args;
+    const auto take = [&](std::int64_t i, std::int64_t size, const void* shift) {
+      const std::int64_t bytes = (from + i) * call_.element;
+      load({.x = offset(args.x, bytes),
+            .skip = offset(args.skip, bytes),
+            .shift = shift,
+            .by_lanes = call_.by_lanes(),
+            .sum = writes ? static_cast<std::byte*>(args.sum) + bytes : nullptr,
+            .tile = at(to, i),
+            .count = size});
+    };
+    if (args.shift == nullptr) return take(0, count, nullptr);
+    call_.for_each_line(
+        from, count,
+        [&](std::int64_t i, std::int64_t size, std::int64_t example, std::int64_t channel,
+            std::int64_t) { take(i, size, call_.shift(example, channel)); });
   }
 
   const Call& call_;
@@ -146,6 +198,18 @@ inline Area area_of(const RowPart& part, Range rows, Range positions) {
           rows.size() * positions.size()};
 }
 
+// The moments of u of a part of rows: those of tiles, merged in order.
+inline Moments moments_in_tiles(const Call& call, const RowPart& part) {
+  const Tiles tiles(call, false);
+  Tile tile;
+  Moments total{};
+  tiles.for_each_piece(part, [&](Range rows, Range positions) {
+    const Area area = area_of(part, rows, positions);
+    total = merge(total, tiles.moments(tiles.view_u(area, false, tile.data(), false), area.width));
+  });
+  return total;
+}
+
 // y of a part of rows.
 inline void apply_part_in_tiles(const Call& call, const RowPart& part,
                                 const Statistics& statistics) {
@@ -153,10 +217,10 @@ inline void apply_part_in_tiles(const Call& call, const RowPart& part,
   Tile tile;
   tiles.for_each_piece(part, [&](Range rows, Range positions) {
     const Area area = area_of(part, rows, positions);
-    const void* const x = tiles.view(call.args.x, area, tiles.is_direct(area, true), tile.data());
-    tiles.normalize(x, tile.data(), 1, rows.size(), positions.size(), part.example,
+    const void* const u = tiles.view_u(area, tiles.is_direct(area, true), tile.data(), true);
+    tiles.normalize(u, tile.data(), 1, rows.size(), positions.size(), part.example,
                     part.channel + rows.begin, &statistics);
-    tiles.activate(tile.data(), call.spec.activation, call.args.y, area);
+    tiles.activate(tile.data(), call.spec.activation, call.args.y, area, call.args.residual);
   });
 }
 
@@ -168,10 +232,10 @@ inline void apply_lanes_in_tiles(const Call& call, const Tiles& tiles, const Are
   for (std::int64_t row = 0; row < area.rows; row += most) {
     const std::int64_t rows = std::min(most, area.rows - row);
     const Area piece{area.index + row * area.stride, rows, area.stride, area.width};
-    const void* const x = tiles.view(call.args.x, piece, tiles.is_direct(piece, true), tile.data());
+    const void* const u = tiles.view_u(piece, tiles.is_direct(piece, true), tile.data(), true);
     tiles.kernels().apply_columns(
-        {x, tile.data(), rows, pitch, area.width, coefficients, Activation::none, Store::cached});
-    tiles.activate(tile.data(), call.spec.activation, call.args.y, piece);
+        {u, tile.data(), rows, pitch, area.width, coefficients, Activation::none, Store::cached});
+    tiles.activate(tile.data(), call.spec.activation, call.args.y, piece, call.args.residual);
   }
 }
 

@@ -89,6 +89,18 @@ Status check_block(const Spec& spec) {
   return Status::ok;
 }
 
+// A sequence is a call of its own where it has lengths, or is one of several of more than one
+// example: it holds whole blocks then. Or a block, whose statistics are given, holds whole
+// sequences.
+Status check_sequence(const Spec& spec) {
+  const std::int64_t n = spec.shape.n, sequence = spec.sequence, examples = spec.block.examples;
+  if (sequence < 1 || n % sequence != 0) return Status::sequence;
+  const bool alone = spec.lengths || (sequence != 1 && sequence != n);
+  const bool whole = examples == 0 || (spec.lengths ? examples == 1 : sequence % examples == 0);
+  const bool given = spec.given_statistics && examples % sequence == 0;
+  return alone && !whole && !given ? Status::sequence : Status::ok;
+}
+
 struct Region {
   std::uintptr_t begin;
   std::uintptr_t bytes;
@@ -125,8 +137,8 @@ std::int64_t tensor_bytes(const Spec& spec) {
 }
 
 std::int64_t param_bytes(const Spec& spec) {
-  const std::int64_t last_example = (spec.shape.n - 1) * spec.param_stride;
-  return (last_example + spec.shape.c) * size_of(spec.param);
+  const std::int64_t last_row = (spec.shape.n / spec.sequence - 1) * spec.param_stride;
+  return (last_row + spec.shape.c) * size_of(spec.param);
 }
 
 // What is written, and the answer where it touches anything else.
@@ -135,20 +147,54 @@ struct Output {
   Status overlap;
 };
 
-// `replaceable` is the input that the first output may be, as `in_place` says it is.
+// The first output may be one or more of `replaceable`, which begin where it does.
 template <std::size_t kOutputs, std::size_t kInputs>
 Status check_overlap(const std::array<Output, kOutputs>& outputs,
-                     const std::array<Region, kInputs>& inputs, const Region& replaceable,
-                     bool in_place) {
+                     const std::array<Region, kInputs>& inputs,
+                     std::initializer_list<Region> replaceable) {
   for (std::size_t i = 0; i < kOutputs; ++i) {
     const auto& [region, overlap] = outputs[i];
-    if (!(i == 0 && in_place) && region.touches(replaceable)) return overlap;
+    for (const Region& input : replaceable) {
+      const bool in_place = i == 0 && input.begin == region.begin;
+      if (!in_place && region.touches(input)) return overlap;
+    }
     for (const Region& input : inputs) {
       if (region.touches(input)) return overlap;
     }
     for (std::size_t j = 0; j < i; ++j) {
       if (region.touches(outputs[j].region)) return overlap;
     }
+  }
+  return Status::ok;
+}
+
+// The arrays of sequences [n / sequence] and of rows for them [n / sequence, c].
+std::int64_t sequence_bytes(const Spec& spec) {
+  return bytes_of(spec.shape.n / spec.sequence, sizeof(std::int64_t));
+}
+std::int64_t row_bytes(const Spec& spec, DType dtype) {
+  return spec.shape.n / spec.sequence * spec.shape.c * size_of(dtype);
+}
+
+// What calls have that their Spec does not say.
+Status check_unexpected(const Spec& spec, bool shift, bool scale, bool lengths) {
+  if (shift && !spec.shift) return Status::unexpected_shift;
+  if (scale && !spec.scale) return Status::unexpected_scale;
+  if (lengths && !spec.lengths) return Status::unexpected_lengths;
+  return Status::ok;
+}
+
+// Each length must leave more elements in a block than the correction, or none.
+Status check_lengths(const Spec& spec, const std::int64_t* lengths) {
+  if (lengths == nullptr) return Status::ok;
+  const bool of_positions = spec.sequence == 1;
+  const std::int64_t most = of_positions ? spec.shape.s : spec.sequence;
+  const std::int64_t each = spec.block.channels * (of_positions ? 1 : spec.shape.s);
+  for (std::int64_t i = 0; i < spec.shape.n / spec.sequence; ++i) {
+    if (lengths[i] < 0 || lengths[i] > most) return Status::lengths;
+    const std::int64_t elements = of_positions ? each * lengths[i] : each;
+    const bool few = lengths[i] > 0 && elements <= spec.correction;
+    if (few && !spec.given_statistics) return Status::lengths;
   }
   return Status::ok;
 }
@@ -176,7 +222,8 @@ Status check_spec(const Spec& spec) noexcept {
   if (const Status status = check_sizes(spec); status != Status::ok) return status;
   if (spec.correction != 0 && spec.correction != 1) return Status::correction;
   if (!std::isfinite(spec.eps) || spec.eps < 0) return Status::eps;
-  return check_block(spec);
+  if (const Status status = check_block(spec); status != Status::ok) return status;
+  return check_sequence(spec);
 }
 
 Status check_executor(const Executor& executor) noexcept {
@@ -197,16 +244,27 @@ Status check_forward(const Spec& spec, std::int64_t blocks, const Forward& args,
     if (args.given_rstd != nullptr) return Status::unexpected_given_rstd;
   }
   const std::int64_t element = size_of(spec.data), param = size_of(spec.param);
-  const Status aligned =
-      check_alignment({{args.x, element, Status::misaligned_x},
-                       {args.y, element, Status::misaligned_y},
-                       {args.gamma, param, Status::misaligned_gamma},
-                       {args.beta, param, Status::misaligned_beta},
-                       {args.mean, kDouble, Status::misaligned_mean},
-                       {args.rstd, kDouble, Status::misaligned_rstd},
-                       {args.given_mean, kDouble, Status::misaligned_given_mean},
-                       {args.given_rstd, kDouble, Status::misaligned_given_rstd}});
+  const Status aligned = check_alignment({{args.x, element, Status::misaligned_x},
+                                          {args.y, element, Status::misaligned_y},
+                                          {args.gamma, param, Status::misaligned_gamma},
+                                          {args.beta, param, Status::misaligned_beta},
+                                          {args.mean, kDouble, Status::misaligned_mean},
+                                          {args.rstd, kDouble, Status::misaligned_rstd},
+                                          {args.given_mean, kDouble, Status::misaligned_given_mean},
+                                          {args.given_rstd, kDouble, Status::misaligned_given_rstd},
+                                          {args.skip, element, Status::misaligned_skip},
+                                          {args.shift, element, Status::misaligned_shift},
+                                          {args.residual, element, Status::misaligned_residual},
+                                          {args.scale, param, Status::misaligned_scale},
+                                          {args.offset, param, Status::misaligned_offset},
+                                          {args.lengths, kDouble, Status::misaligned_lengths},
+                                          {args.sum, element, Status::misaligned_sum}});
   if (aligned != Status::ok) return aligned;
+  const Status unexpected =
+      check_unexpected(spec, args.shift != nullptr, args.scale != nullptr || args.offset != nullptr,
+                       args.lengths != nullptr);
+  if (unexpected != Status::ok) return unexpected;
+  if (const Status status = check_lengths(spec, args.lengths); status != Status::ok) return status;
   if (too_small(workspace, needed)) return Status::workspace_too_small;
 
   const std::int64_t bytes = tensor_bytes(spec), params = param_bytes(spec);
@@ -215,11 +273,26 @@ Status check_forward(const Spec& spec, std::int64_t blocks, const Forward& args,
       Output{region(args.y, bytes), Status::overlap_y},
       Output{region(args.mean, statistics), Status::overlap_mean},
       Output{region(args.rstd, statistics), Status::overlap_rstd},
+      Output{region(args.sum, bytes), Status::overlap_sum},
       Output{region(workspace.data(), static_cast<std::int64_t>(workspace.size())),
              Status::overlap_workspace}};
-  const std::array inputs{region(args.gamma, params), region(args.beta, params),
-                          region(args.given_mean, statistics), region(args.given_rstd, statistics)};
-  return check_overlap(outputs, inputs, region(args.x, bytes), args.y == args.x);
+  const std::int64_t rows = row_bytes(spec, spec.param);
+  const std::array inputs{region(args.gamma, params),
+                          region(args.beta, params),
+                          region(args.given_mean, statistics),
+                          region(args.given_rstd, statistics),
+                          region(args.shift, row_bytes(spec, spec.data)),
+                          region(args.scale, rows),
+                          region(args.offset, rows),
+                          region(args.lengths, sequence_bytes(spec))};
+  return check_overlap(
+      outputs, inputs,
+      {region(args.x, bytes), region(args.skip, bytes), region(args.residual, bytes)});
+}
+
+bool has_neighbours(const Spec& spec, const Backward& args) noexcept {
+  return spec.shift || is_composed(spec) || args.skip != nullptr || args.residual != nullptr ||
+         args.dsum != nullptr || args.dresidual != nullptr;
 }
 
 Status check_reduce(const Spec& spec, std::int64_t blocks, const void* x, const Moments* moments,
@@ -234,8 +307,8 @@ Status check_reduce(const Spec& spec, std::int64_t blocks, const void* x, const 
       Output{region(moments, bytes_of(blocks, kMoments)), Status::overlap_moments},
       Output{region(workspace.data(), static_cast<std::int64_t>(workspace.size())),
              Status::overlap_workspace}};
-  const std::array<Region, 0> inputs{};
-  return check_overlap(outputs, inputs, region(x, tensor_bytes(spec)), false);
+  const std::array inputs{region(x, tensor_bytes(spec))};
+  return check_overlap(outputs, inputs, {});
 }
 
 Status check_finish(const Moments* moments, std::int64_t blocks, const double* mean,
@@ -250,25 +323,35 @@ Status check_finish(const Moments* moments, std::int64_t blocks, const double* m
   if (aligned != Status::ok) return aligned;
   const std::array outputs{Output{region(mean, blocks * kDouble), Status::overlap_mean},
                            Output{region(rstd, blocks * kDouble), Status::overlap_rstd}};
-  const std::array<Region, 0> inputs{};
-  return check_overlap(outputs, inputs, region(moments, bytes), false);
+  const std::array inputs{region(moments, bytes)};
+  return check_overlap(outputs, inputs, {});
 }
 
 Status check_backward_of_nothing(const Spec& spec, const Backward& args, std::int64_t blocks,
                                  const BlockSums* written) noexcept {
   const std::int64_t param = size_of(spec.param);
-  const Status aligned = check_alignment({{args.dgamma, param, Status::misaligned_dgamma},
-                                          {args.dbeta, param, Status::misaligned_dbeta},
-                                          {written, kDouble, Status::misaligned_sums}});
+  const Status aligned =
+      check_alignment({{args.dgamma, param, Status::misaligned_dgamma},
+                       {args.dbeta, param, Status::misaligned_dbeta},
+                       {args.dshift, size_of(spec.data), Status::misaligned_dshift},
+                       {args.dscale, param, Status::misaligned_dscale},
+                       {args.doffset, param, Status::misaligned_doffset},
+                       {written, kDouble, Status::misaligned_sums}});
   if (aligned != Status::ok) return aligned;
+  const Status unexpected = check_unexpected(
+      spec, args.dshift != nullptr, args.dscale != nullptr || args.doffset != nullptr, false);
+  if (unexpected != Status::ok) return unexpected;
   const bool none = spec.shape.c == 0 || (spec.shape.n == 0 && spec.param_stride != 0);
   const std::int64_t params = none ? 0 : param_bytes(spec);
   const std::array outputs{
       Output{region(args.dgamma, params), Status::overlap_dgamma},
       Output{region(args.dbeta, params), Status::overlap_dbeta},
+      Output{region(args.dshift, row_bytes(spec, spec.data)), Status::overlap_dshift},
+      Output{region(args.dscale, row_bytes(spec, spec.param)), Status::overlap_dscale},
+      Output{region(args.doffset, row_bytes(spec, spec.param)), Status::overlap_doffset},
       Output{region(written, bytes_of(blocks, kBlockSums)), Status::overlap_sums}};
   const std::array<Region, 0> inputs{};
-  return check_overlap(outputs, inputs, region(nullptr, 0), false);
+  return check_overlap(outputs, inputs, {});
 }
 
 Status check_backward(const Spec& spec, std::int64_t blocks, const Backward& args,
@@ -289,8 +372,25 @@ Status check_backward(const Spec& spec, std::int64_t blocks, const Backward& arg
                                           {args.mean, kDouble, Status::misaligned_mean},
                                           {args.rstd, kDouble, Status::misaligned_rstd},
                                           {read, kDouble, Status::misaligned_sums},
-                                          {written, kDouble, Status::misaligned_sums}});
+                                          {written, kDouble, Status::misaligned_sums},
+                                          {args.skip, element, Status::misaligned_skip},
+                                          {args.shift, element, Status::misaligned_shift},
+                                          {args.residual, element, Status::misaligned_residual},
+                                          {args.scale, param, Status::misaligned_scale},
+                                          {args.offset, param, Status::misaligned_offset},
+                                          {args.lengths, kDouble, Status::misaligned_lengths},
+                                          {args.dsum, element, Status::misaligned_dsum},
+                                          {args.dresidual, element, Status::misaligned_dresidual},
+                                          {args.dshift, element, Status::misaligned_dshift},
+                                          {args.dscale, param, Status::misaligned_dscale},
+                                          {args.doffset, param, Status::misaligned_doffset}});
   if (aligned != Status::ok) return aligned;
+  const Status unexpected = check_unexpected(spec, args.shift != nullptr || args.dshift != nullptr,
+                                             args.scale != nullptr || args.offset != nullptr ||
+                                                 args.dscale != nullptr || args.doffset != nullptr,
+                                             args.lengths != nullptr);
+  if (unexpected != Status::ok) return unexpected;
+  if (const Status status = check_lengths(spec, args.lengths); status != Status::ok) return status;
   if (too_small(workspace, needed)) return Status::backward_workspace_too_small;
 
   const std::int64_t bytes = tensor_bytes(spec), params = param_bytes(spec);
@@ -300,13 +400,22 @@ Status check_backward(const Spec& spec, std::int64_t blocks, const Backward& arg
       Output{region(args.dgamma, params), Status::overlap_dgamma},
       Output{region(args.dbeta, params), Status::overlap_dbeta},
       Output{region(written, bytes_of(blocks, kBlockSums)), Status::overlap_sums},
+      Output{region(args.dresidual, bytes), Status::overlap_dresidual},
+      Output{region(args.dshift, row_bytes(spec, spec.data)), Status::overlap_dshift},
+      Output{region(args.dscale, row_bytes(spec, spec.param)), Status::overlap_dscale},
+      Output{region(args.doffset, row_bytes(spec, spec.param)), Status::overlap_doffset},
       Output{region(workspace.data(), static_cast<std::int64_t>(workspace.size())),
              Status::overlap_workspace}};
+  const std::int64_t rows = row_bytes(spec, spec.param);
   const std::array inputs{
       region(args.x, bytes),         region(args.gamma, params),
       region(args.beta, params),     region(args.mean, statistics),
-      region(args.rstd, statistics), region(read, bytes_of(blocks, kBlockSums))};
-  return check_overlap(outputs, inputs, region(args.dy, bytes), args.dx == args.dy);
+      region(args.rstd, statistics), region(read, bytes_of(blocks, kBlockSums)),
+      region(args.skip, bytes),      region(args.shift, row_bytes(spec, spec.data)),
+      region(args.residual, bytes),  region(args.scale, rows),
+      region(args.offset, rows),     region(args.lengths, sequence_bytes(spec)),
+      region(args.dsum, bytes)};
+  return check_overlap(outputs, inputs, {region(args.dy, bytes)});
 }
 
 }  // namespace detail
@@ -369,7 +478,8 @@ const char* status_string(Status status) noexcept {
     case Status::misaligned_dx: return "dx: must be aligned to the size of its elements";
     case Status::misaligned_dgamma: return "dgamma: must be aligned to the size of its elements";
     case Status::misaligned_dbeta: return "dbeta: must be aligned to the size of its elements";
-    case Status::overlap_y: return "y: must not overlap another argument (y == x is allowed)";
+    case Status::overlap_y:
+      return "y: must not overlap another argument (y == x, skip or residual is allowed)";
     case Status::overlap_mean: return "mean: must not overlap another argument";
     case Status::overlap_rstd: return "rstd: must not overlap another argument";
     case Status::overlap_dx: return "dx: must not overlap another argument (dx == dy is allowed)";
@@ -381,7 +491,8 @@ const char* status_string(Status status) noexcept {
       return "workspace: must hold plan.backward_workspace_bytes() bytes";
     case Status::executor: return "executor: threads must be from 1 to 1024";
     case Status::not_planned: return "plan: default-constructed; make it with Plan::make";
-    case Status::not_built: return "this build (edge) has forward on f32 alone";
+    case Status::not_built:
+      return "this build (edge) has forward on f32 alone, without neighbours of the norm";
     case Status::executor_failed:
       return "executor: run must do each of its tasks once, and all of them before it returns; "
              "what "
@@ -397,6 +508,36 @@ const char* status_string(Status status) noexcept {
       return "count: must be finite, at least the elements that a block has in this piece, and "
              "more "
              "than the correction";
+    case Status::sequence:
+      return "sequence: must be at least 1 and divide n, and a sequence must hold whole blocks; "
+             "with lengths, blocks of one example";
+    case Status::lengths:
+      return "lengths: each must be from 0 to s (or to sequence, if that is not 1), and with "
+             "correction 1 leave no block of one element";
+    case Status::unexpected_shift: return "shift: must be null unless the spec says shift";
+    case Status::unexpected_scale: return "scale, offset: must be null unless the spec says scale";
+    case Status::unexpected_lengths: return "lengths: must be null unless the spec says lengths";
+    case Status::neighbours:
+      return "pieces of blocks take no skip, shift, residual, scale, offset or lengths";
+    case Status::misaligned_skip: return "skip: must be aligned to the size of its elements";
+    case Status::misaligned_shift: return "shift: must be aligned to the size of its elements";
+    case Status::misaligned_residual:
+      return "residual: must be aligned to the size of its elements";
+    case Status::misaligned_scale: return "scale: must be aligned to the size of its elements";
+    case Status::misaligned_offset: return "offset: must be aligned to the size of its elements";
+    case Status::misaligned_lengths: return "lengths: must be aligned to 8 bytes";
+    case Status::misaligned_sum: return "sum: must be aligned to the size of its elements";
+    case Status::misaligned_dsum: return "dsum: must be aligned to the size of its elements";
+    case Status::misaligned_dresidual:
+      return "dresidual: must be aligned to the size of its elements";
+    case Status::misaligned_dshift: return "dshift: must be aligned to the size of its elements";
+    case Status::misaligned_dscale: return "dscale: must be aligned to the size of its elements";
+    case Status::misaligned_doffset: return "doffset: must be aligned to the size of its elements";
+    case Status::overlap_sum: return "sum: must not overlap another argument";
+    case Status::overlap_dresidual: return "dresidual: must not overlap another argument";
+    case Status::overlap_dshift: return "dshift: must not overlap another argument";
+    case Status::overlap_dscale: return "dscale: must not overlap another argument";
+    case Status::overlap_doffset: return "doffset: must not overlap another argument";
   }
   return "unknown status";
 }

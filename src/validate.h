@@ -9,12 +9,24 @@ namespace groupnorm::detail {
 
 inline constexpr int kMaxThreads = 1024;
 
+// Whether a call is made of several (composed.cpp): gamma and beta are made of others first, or the
+// tensor is normalized sequence by sequence. (An ordinary call knows sequences of one example, and
+// one of all.)
+constexpr bool is_composed(const Spec& spec) {
+  const bool one_row =
+      spec.sequence == 1 || (spec.sequence == spec.shape.n && spec.param_stride == 0);
+  return spec.scale || spec.lengths || !one_row;
+}
+
 Status check_spec(const Spec& spec) noexcept;
 Status check_executor(const Executor& executor) noexcept;
 
 // For a tensor that is not empty. `blocks` and `needed` (bytes of workspace) come from the plan.
 Status check_forward(const Spec& spec, std::int64_t blocks, const Forward& args,
                      std::span<std::byte> workspace, std::size_t needed) noexcept;
+
+// Whether a call has what the calls on pieces of blocks do not take.
+bool has_neighbours(const Spec& spec, const Backward& args) noexcept;
 
 // `blocks` is blocks_of(spec); of an empty tensor x may be null.
 Status check_reduce(const Spec& spec, std::int64_t blocks, const void* x, const Moments* moments,

@@ -90,12 +90,6 @@ testing::Comparison check_backward(const testing::Case& c, const Options& option
   return testing::compare_gradient(c.spec, expected, data.backward);
 }
 
-// In whose units the error is.
-DType dtype_of(const testing::Comparison& result, const Spec& spec) {
-  const std::string_view tensor = result.tensor;
-  return tensor == "dgamma" || tensor == "dbeta" ? spec.param : spec.data;
-}
-
 void print(const testing::Case& c, const testing::Comparison& result) {
   std::printf("%s %7.3f of %-7.4g %s\n", result.within_bound() ? "ok    " : "FAILED", result.error,
               result.bound, c.name.c_str());
@@ -120,7 +114,7 @@ int run(const Options& options) {
     const testing::Comparison result = check_case(c, options, executor);
     print(c, result);
     if (!result.within_bound()) ++failed;
-    double& worst_error = worst[dtype_of(result, c.spec)];
+    double& worst_error = worst[result.dtype];
     worst_error = std::max(worst_error, result.error);
   }
   std::printf("%zu of %zu cases within bound (%s, %d threads, seed %llu); worst errors:",

@@ -147,6 +147,29 @@ enum {
   GN_STATUS_OVERLAP_MOMENTS,
   GN_STATUS_OVERLAP_SUMS,
   GN_STATUS_COUNT,
+  GN_STATUS_SEQUENCE,
+  GN_STATUS_LENGTHS,
+  GN_STATUS_UNEXPECTED_SHIFT,
+  GN_STATUS_UNEXPECTED_SCALE,
+  GN_STATUS_UNEXPECTED_LENGTHS,
+  GN_STATUS_NEIGHBOURS,
+  GN_STATUS_MISALIGNED_SKIP,
+  GN_STATUS_MISALIGNED_SHIFT,
+  GN_STATUS_MISALIGNED_RESIDUAL,
+  GN_STATUS_MISALIGNED_SCALE,
+  GN_STATUS_MISALIGNED_OFFSET,
+  GN_STATUS_MISALIGNED_LENGTHS,
+  GN_STATUS_MISALIGNED_SUM,
+  GN_STATUS_MISALIGNED_DSUM,
+  GN_STATUS_MISALIGNED_DRESIDUAL,
+  GN_STATUS_MISALIGNED_DSHIFT,
+  GN_STATUS_MISALIGNED_DSCALE,
+  GN_STATUS_MISALIGNED_DOFFSET,
+  GN_STATUS_OVERLAP_SUM,
+  GN_STATUS_OVERLAP_DRESIDUAL,
+  GN_STATUS_OVERLAP_DSHIFT,
+  GN_STATUS_OVERLAP_DSCALE,
+  GN_STATUS_OVERLAP_DOFFSET,
   GN_STATUS_STRUCT_SIZE = 1000 /* of this interface only */
 };
 
@@ -197,6 +220,12 @@ typedef struct gn_spec {
   double eps;
   int64_t param_stride; /* 0: gamma, beta are [c]. Else (>= c) elements from one example's gamma to
                            the next: [n, c] */
+  int64_t sequence;     /* examples that share a row of gamma (with param_stride), shift, scale and
+                           offset, and one of lengths; 0 stands for 1 */
+  int32_t shift;        /* not 0: calls may have a shift, */
+  int32_t scale;        /* a scale and an offset, */
+  int32_t lengths;      /* lengths */
+  int32_t reserved;     /* 0 */
 } gn_spec;
 
 /* struct_size; channels_first, f32, no activation, center 1, eps 1e-5. Then set shape and block.
@@ -222,6 +251,21 @@ typedef struct gn_forward_args {
   double* rstd;
   const double* given_mean; /* the same shape; read where the spec says given_statistics */
   const double* given_rstd;
+  /* What models compute around a norm, in the same pass; null: not there:
+   *
+   *   u = x + skip + shift                                         normalized in the place of x
+   *   y = activation((gamma uhat + beta) (1 + scale) + offset + residual)
+   *
+   * y == skip and y == residual are allowed, as y == x is. */
+  const void* skip;       /* [n, c, s], in the dtype of x */
+  const void* shift;      /* [n / sequence, c], in the dtype of x */
+  const void* residual;   /* [n, c, s], in the dtype of x */
+  const void* scale;      /* [n / sequence, c], in the dtype of gamma */
+  const void* offset;     /* as scale */
+  void* sum;              /* u [n, c, s], rounded once; written where not null */
+  const int64_t* lengths; /* [n / sequence], from 0 to s: each example is normalized over its first
+                             so many positions alone. Where sequence is not 1: from 0 to sequence,
+                             and so many examples of each are normalized. y and sum are 0 behind */
 } gn_forward_args;
 
 /* struct_size; all pointers null. */
@@ -254,6 +298,18 @@ typedef struct gn_backward_args {
   void* dx;     /* [n, c, s], in the dtype of x; written where not null, as are the next two */
   void* dgamma; /* [c], or [n, c] with the spec's param_stride; in the dtype of gamma */
   void* dbeta;  /* as dgamma */
+  /* Of forward, where it had them. dx is the gradient of skip as well. */
+  const void* skip;
+  const void* shift;
+  const void* residual; /* read only where there is an activation, as is offset */
+  const void* scale;
+  const void* offset;
+  const int64_t* lengths;
+  const void* dsum; /* dL/dsum [n, c, s], which dx has on top; null: 0 */
+  void* dresidual;  /* dz [n, c, s], in the dtype of x; written where not null, as are the next */
+  void* dshift;     /* sums of dx, [n / sequence, c], in the dtype of x */
+  void* dscale;     /* [n / sequence, c], in the dtype of gamma */
+  void* doffset;    /* as dscale */
 } gn_backward_args;
 
 /* struct_size; all pointers null; accumulate 0. */

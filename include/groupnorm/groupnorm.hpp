@@ -99,6 +99,29 @@ enum class Status : std::uint8_t {
   overlap_moments,
   overlap_sums,
   count,
+  sequence,
+  lengths,
+  unexpected_shift,
+  unexpected_scale,
+  unexpected_lengths,
+  neighbours,
+  misaligned_skip,
+  misaligned_shift,
+  misaligned_residual,
+  misaligned_scale,
+  misaligned_offset,
+  misaligned_lengths,
+  misaligned_sum,
+  misaligned_dsum,
+  misaligned_dresidual,
+  misaligned_dshift,
+  misaligned_dscale,
+  misaligned_doffset,
+  overlap_sum,
+  overlap_dresidual,
+  overlap_dshift,
+  overlap_dscale,
+  overlap_doffset,
 };
 
 // The rule that was broken, in one sentence; never null.
@@ -162,6 +185,13 @@ struct Spec {
   double eps = 1e-5;
   std::int64_t param_stride = 0;  // 0: gamma, beta are [c]. Else (>= c) the elements from one
                                   // example's gamma to the next: [n, c], adaptive normalization
+
+  // The neighbours of a norm (see Forward). Those that cost workspace are said here.
+  std::int64_t sequence = 1;  // examples (layer norm: rows) that share a row of gamma (with
+                              // param_stride), shift, scale and offset, and one of lengths
+  bool shift = false;         // calls may have a shift,
+  bool scale = false;         // a scale and an offset,
+  bool lengths = false;       // lengths
   bool operator==(const Spec&) const = default;
 };
 
@@ -210,6 +240,24 @@ struct Forward {
   // center (mean is not read). mean and rstd above stay null.
   const double* given_mean = nullptr;
   const double* given_rstd = nullptr;
+
+  // What models compute around a norm, in the same pass:
+  //
+  //   u = x + skip + shift                                         normalized in the place of x
+  //   y = activation((gamma uhat + beta) (1 + scale) + offset + residual)
+  //
+  // u is formed in the compute type: f32, or f64 for f64. Each may be null: not there. y == skip
+  // and y == residual are allowed, as y == x is.
+  const void* skip = nullptr;      // [n, c, s], in the dtype of x
+  const void* shift = nullptr;     // [n / sequence, c], in the dtype of x
+  const void* residual = nullptr;  // [n, c, s], in the dtype of x
+  const void* scale = nullptr;     // [n / sequence, c], in the dtype of gamma
+  const void* offset = nullptr;    // as scale
+  void* sum = nullptr;             // u [n, c, s], rounded once; written on request
+  // [n / sequence], from 0 to s: each example is normalized over its first so many positions alone.
+  // Where sequence is not 1: from 0 to sequence, and so many examples of each are normalized.
+  // Behind them nothing is read, and y and sum are 0.
+  const std::int64_t* lengths = nullptr;
 };
 
 // The arguments of one backward call, which differentiates a forward call of the same Spec. With L
@@ -237,6 +285,20 @@ struct Backward {
   void* dgamma = nullptr;   // [c], or [n, c] with the Spec's param_stride; in the dtype of gamma
   void* dbeta = nullptr;    // as dgamma
   bool accumulate = false;  // add to what dgamma and dbeta hold; else overwrite it
+
+  // Of forward, where it had them. dx is the gradient of skip as well; behind `lengths` it is 0.
+  const void* skip = nullptr;
+  const void* shift = nullptr;
+  const void* residual = nullptr;  // read only where there is an activation
+  const void* scale = nullptr;
+  const void* offset = nullptr;  // read only where there is an activation
+  const std::int64_t* lengths = nullptr;
+  const void* dsum = nullptr;  // dL/dsum [n, c, s], which dx has on top; null: 0
+  // Written on request, as dx.
+  void* dresidual = nullptr;  // dz [n, c, s], in the dtype of x
+  void* dshift = nullptr;     // sums of dx, [n / sequence, c], in the dtype of x
+  void* dscale = nullptr;     // [n / sequence, c], in the dtype of gamma
+  void* doffset = nullptr;    // as dscale
 };
 
 // What a piece of a block is for the whole: of `count` numbers, their mean and m2 = sum (x -

@@ -44,6 +44,11 @@ HWY_INLINE V AtLeast(V low, V z) {
 #endif
 }
 
+// Whether Clamp makes it, of those that are fused.
+HWY_INLINE bool IsClamp(Activation activation) {
+  return activation == Activation::none || activation == Activation::relu;
+}
+
 // Relu, and no activation at all: a bound from below, 0 or -infinity. Keeps NaN.
 template <class C>
 class Clamp {

@@ -73,20 +73,48 @@ struct ColumnSums {
   }
 };
 
-template <class T>
-HWY_INLINE void ColumnPilots(const T* x, std::int64_t rows, std::int64_t stride, std::int64_t width,
-                             ColumnSums<Compute<T>>* sums) {
+// Vectors of x; or of u = x + skip + shift, formed in the compute type.
+template <class T, bool kJoins>
+class ColumnSource {
+  using C = Compute<T>;
+
+ public:
+  HWY_INLINE explicit ColumnSource(const Kernels::Columns& args)
+      : x_(static_cast<const T*>(args.x)),
+        skip_(static_cast<const T*>(args.skip)),
+        shift_(static_cast<const T*>(args.shift)) {}
+
+  // From element `index` of x on, which is in column `column`. D: of the compute type.
+  template <class D>
+  HWY_INLINE hn::Vec<D> At(D d, std::int64_t index, std::int64_t column) const {
+    auto u = LoadAs(d, x_ + index);
+    if constexpr (kJoins) {
+      if (skip_ != nullptr) u = hn::Add(u, LoadAs(d, skip_ + index));
+      if (shift_ != nullptr) u = hn::Add(u, LoadAs(d, shift_ + column));
+    }
+    return u;
+  }
+
+ private:
+  const T* x_;
+  const T* skip_;
+  const T* shift_;
+};
+
+template <class T, class Source>
+HWY_INLINE void ColumnPilots(const Source& source, std::int64_t rows, std::int64_t stride,
+                             std::int64_t width, ColumnSums<Compute<T>>* sums) {
   using C = Compute<T>;
   const Tag<C> d;
   const std::int64_t samples = std::min(kColumnSamples, rows);
   const std::int64_t step = samples > 1 ? (rows - 1) / (samples - 1) * stride : 0;
   const auto share = hn::Set(d, C{1} / static_cast<C>(samples));
   for (std::int64_t i = 0; i < sums->size; i += kLanes<C>) {
-    const T* const column = x + sums->Column(i, width);
-    const auto base = LoadAs(d, column);
+    const std::int64_t column = sums->Column(i, width);
+    const auto base = source.At(d, column, column);
     auto sum = hn::Zero(d), spread = hn::Zero(d);
     for (std::int64_t r = 1; r < samples; ++r) {
-      const auto distance = hn::Sub(LoadAs(d, column + r * step), base);
+      const auto distance = hn::Sub(source.At(d, column + r * step, column), base);
       sum = hn::Add(sum, distance);
       spread = hn::Max(spread, hn::Abs(distance));
     }
@@ -96,19 +124,19 @@ HWY_INLINE void ColumnPilots(const T* x, std::int64_t rows, std::int64_t stride,
 
 // kRows rows join the chains, `apart` rows apart: their own sum comes first, which makes the chains
 // eight times shorter. Unrolled for the reason that Write is (loop-inl.h).
-template <std::int64_t kRows, class T>
-HWY_INLINE void SumColumnBand(const Kernels::Columns& args, std::int64_t row, std::int64_t apart,
-                              ColumnSums<Compute<T>>* sums) {
+template <std::int64_t kRows, class T, class Source>
+HWY_INLINE void SumColumnBand(const Kernels::Columns& args, const Source& source, std::int64_t row,
+                              std::int64_t apart, ColumnSums<Compute<T>>* sums) {
   using C = Compute<T>;
   const Tag<C> d;
-  const T* const x = static_cast<const T*>(args.x) + row * args.stride;
   for (std::int64_t i = 0; i < sums->size; i += kLanes<C>) {
-    const T* const column = x + sums->Column(i, args.width);
+    const std::int64_t column = sums->Column(i, args.width);
+    const std::int64_t first = row * args.stride + column;
     const auto pilot = hn::Load(d, sums->pilot + i);
     auto a = hn::Zero(d), q = hn::Zero(d);
 #pragma GCC unroll 8
     for (std::int64_t r = 0; r < kRows; ++r) {
-      const auto deviation = hn::Sub(LoadAs(d, column + r * apart * args.stride), pilot);
+      const auto deviation = hn::Sub(source.At(d, first + r * apart * args.stride, column), pilot);
       a = hn::Add(a, deviation);
       q = hn::MulAdd(deviation, deviation, q);
     }
@@ -125,40 +153,46 @@ struct ColumnMoments {
 // As ExactMoments, of the vector of columns from `column` on.
 template <class T>
 HWY_NOINLINE ColumnMoments ExactColumns(const Kernels::Columns& args, std::int64_t column) {
+  const ColumnSource<T, !kEdge> source(args);  // slow, so one for both
   const Tag<double> dd;
-  const T* const x = static_cast<const T*>(args.x) + column;
+  const hn::Rebind<Compute<T>, Tag<double>> dc;
+  const T* const base = static_cast<const T*>(args.x);
+  const T* const x = base + column;
+  const auto load = [&](const T* p)
+                        HWY_ATTR { return PromoteToDouble(dd, source.At(dc, p - base, column)); };
   const auto n = hn::Set(dd, static_cast<double>(args.rows));
-  const auto first = LoadAs(dd, x);
-  DoubleSums sums = SumInDouble(x, args.rows, args.stride, first);
+  const auto first = load(x);
+  DoubleSums sums = SumInDouble(load, x, args.rows, args.stride, first);
   auto shift = hn::Div(sums.s1, n);
   auto mean = hn::Add(first, shift), m2 = hn::NegMulAdd(sums.s1, shift, sums.s2);
   const auto reach = hn::Mul(hn::Mul(hn::Set(dd, kDoubleReach<T>), n), m2);
   const auto near = hn::Le(hn::Mul(sums.s1, sums.s1), reach);
   if (!hn::AllTrue(dd, hn::Or(near, hn::Not(hn::IsFinite(sums.s1))))) {
-    sums = SumInDouble(x, args.rows, args.stride, mean);
+    sums = SumInDouble(load, x, args.rows, args.stride, mean);
     shift = hn::Div(sums.s1, n);
     mean = hn::IfThenElse(near, mean, hn::Add(mean, shift));
     m2 = hn::IfThenElse(near, m2, hn::NegMulAdd(sums.s1, shift, sums.s2));
   }
   const auto finite = hn::IsFinite(m2);
   if (hn::AllTrue(dd, finite)) return {mean, m2};
-  sums = SumInDouble(x, args.rows, args.stride, hn::Zero(dd));
+  sums = SumInDouble(load, x, args.rows, args.stride, hn::Zero(dd));
   return {hn::IfThenElseZero(finite, mean),
           hn::IfThenElse(finite, m2, hn::Add(sums.s2, hn::Inf(dd)))};
 }
 
-template <class T>
-void ReduceColumns(const Kernels::Columns& args) {
+template <class T, class Source>
+HWY_INLINE void ReduceColumnsOf(const Kernels::Columns& args) {
   using C = Compute<T>;
+  const Source source(args);
   ColumnSums<C> sums(args.width);
-  ColumnPilots(static_cast<const T*>(args.x), args.rows, args.stride, args.width, &sums);
+  ColumnPilots<T>(source, args.rows, args.stride, args.width, &sums);
   constexpr std::int64_t kBand = kFast<T> ? kSumBand : 1;
   ForBands(args.rows, kBand,
            [&](std::int64_t row, std::int64_t places, std::int64_t apart) HWY_ATTR {
              if (kBand > 1 && places == kBand) {
-               SumColumnBand<kBand, T>(args, row, apart, &sums);
+               SumColumnBand<kBand, T>(args, source, row, apart, &sums);
              } else {
-               SumColumnBand<1, T>(args, row, 1, &sums);
+               SumColumnBand<1, T>(args, source, row, 1, &sums);
              }
            });
   sums.Fold();
@@ -181,6 +215,14 @@ void ReduceColumns(const Kernels::Columns& args) {
     hn::StoreU(mean, dd, args.mean + column);
     hn::StoreU(m2, dd, args.m2 + column);
   }
+}
+
+template <class T>
+void ReduceColumns(const Kernels::Columns& args) {
+  if (!kEdge && (args.skip != nullptr || args.shift != nullptr)) {
+    return ReduceColumnsOf<T, ColumnSource<T, true>>(args);
+  }
+  return ReduceColumnsOf<T, ColumnSource<T, false>>(args);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -46,6 +46,15 @@ struct Parameters {
   DType dtype;
 };
 
+// Tensors that lie as x and y do, and are added or written on the way; each may be null: u = x +
+// skip takes the place of x, and is written to `sum`; activation(z + residual) that of
+// activation(z).
+struct Join {
+  const void* skip;
+  const void* residual;
+  void* sum;
+};
+
 // Of a row of lanes, in the compute type.
 struct LaneCoefficients {
   const void* mean;
@@ -136,20 +145,40 @@ struct GradientKernels {
 
 // Between `count` numbers of a tensor and a tile of the compute type or, wide, of double.
 struct TileKernels {
-  void (*load)(const void* tensor, void* tile, std::int64_t count);
-  void (*load_wide)(const void* tensor, void* tile, std::int64_t count);
+  // u = x + skip + shift, each sum rounded to the compute type, to a tile; and to `sum`, rounded to
+  // the storage dtype. Null: not there. shift is one number or, by lanes, as many as x.
+  struct Load {
+    const void* x;
+    const void* skip = nullptr;
+    const void* shift = nullptr;
+    bool by_lanes = false;
+    void* sum = nullptr;
+    void* tile;
+    std::int64_t count;
+  };
+  void (*load)(const Load&);
+  void (*load_wide)(const Load&);
   // A tile of double -> float, rounded; to == from is allowed. Of f64's table alone.
   void (*narrow)(const void* from, void* to, std::int64_t count);
 
-  // y = activation(z), z in a tile, rounded once where it is written. y == z is allowed where they
-  // are of one type.
-  void (*activate)(const void* z, void* y, std::int64_t count, Activation activation, Store store);
+  // y = activation(z + residual), z in a tile, rounded once where it is written; residual (null: 0)
+  // is of y's dtype. y == z is allowed where they are of one type, and y == residual.
+  struct Activate {
+    const void* z;
+    const void* residual;
+    void* y;
+    std::int64_t count;
+    Activation activation;
+    Store store;
+  };
+  void (*activate)(const Activate&);
 
-  // dz = dy * activation'(z), to a tile, for x, dy, dz [blocks, channels, length], contiguous;
-  // params [blocks, channels], statistics [blocks], of any activation. dz == dy is allowed where
-  // they are of one type.
+  // dz = dy * activation'(z), to a tile, for x, residual (null: 0), dy, dz [blocks, channels,
+  // length], contiguous; params [blocks, channels], statistics [blocks], of any activation. z has
+  // the residual in it. dz == dy is allowed where they are of one type.
   struct DzRows {
     const void* x;
+    const void* residual;
     const void* dy;
     void* dz;
     std::int64_t blocks, channels, length;
@@ -159,9 +188,10 @@ struct TileKernels {
   };
   void (*dz_rows)(const DzRows&);
 
-  // The same for x, dy [rows, width], rows `stride` elements apart, dz `dz_stride`.
+  // The same for x, residual, dy [rows, width], rows `stride` elements apart, dz `dz_stride`.
   struct DzColumns {
     const void* x;
+    const void* residual;
     const void* dy;
     void* dz;
     std::int64_t rows, stride, dz_stride, width;
@@ -184,15 +214,20 @@ struct Kernels {
     Moments* moments;
   };
   void (*reduce_runs)(const Runs&);
+  // The same of x + skip, which lies as x does. m2 is NaN also where it is not to be trusted: the
+  // moments are to be made of a tile then.
+  void (*reduce_sums)(const Runs&, const void* skip);
 
   // x [rows, width], rows `stride` elements apart, width <= kMaxLanes -> mean [width] and m2
-  // [width] of each column, as above.
+  // [width] of each column, as above; of x + skip + shift [width], where these are not null.
   struct Columns {
     const void* x;
     std::int64_t rows, stride, width;
     Trust trust;
     double* mean;
     double* m2;
+    const void* skip = nullptr;
+    const void* shift = nullptr;
   };
   void (*reduce_columns)(const Columns&);
 
@@ -243,6 +278,9 @@ struct Kernels {
   // many blocks it has done, from the first on. The next are untouched, as their statistics are
   // extreme: extreme [kBatch] has those of *extremes of them then. A table without the fast
   // variants (kFast) makes no statistics, and returns 0 without a word.
+  //
+  // With `join` (null: nothing), rows are long (kShortRow), and statistics are given; skip,
+  // residual and sum lie as x does. y == skip and y == residual are allowed as y == x is.
   struct Normalize {
     const void* x;
     void* y;
@@ -262,6 +300,7 @@ struct Kernels {
     double* rstd;
     Statistics* extreme;
     std::int64_t* extremes;  // 0 before the call
+    const Join* join = nullptr;
   };
   std::int64_t (*normalize)(const Normalize&);
 
@@ -274,6 +313,7 @@ struct Kernels {
     LaneCoefficients coefficients;
     Activation activation;
     Store store;
+    const Join* join = nullptr;
   };
   void (*apply_columns)(const ApplyColumns&);
 

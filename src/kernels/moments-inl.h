@@ -101,20 +101,48 @@ HWY_INLINE double SumLanes(D d, hn::Vec<D> v) {
   return static_cast<double>(hn::GetLane(FoldLanes<Plus>(d, v)));
 }
 
+// Vectors of x, or of x + skip, which is formed in the compute type.
+template <class T, bool kSkip>
+class Source {
+  using C = Compute<T>;
+
+ public:
+  HWY_INLINE Source(const T* x, const T* skip) : x_(x), skip_(skip) {}
+
+  // At an address in x.
+  HWY_INLINE Vector<C> At(const T* p) const {
+    const auto v = LoadAs(Tag<C>(), p);
+    if constexpr (kSkip) return hn::Add(v, LoadAs(Tag<C>(), skip_ + (p - x_)));
+    return v;
+  }
+  HWY_INLINE Two<Vector<C>> TwoAt(const T* p) const {
+    auto two = LoadTwo<Order::any>(Tag<C>(), p);
+    if constexpr (kSkip) {
+      const auto more = LoadTwo<Order::any>(Tag<C>(), skip_ + (p - x_));
+      two = {hn::Add(two.v0, more.v0), hn::Add(two.v1, more.v1)};
+    }
+    return two;
+  }
+
+ private:
+  const T* x_;
+  const T* skip_;
+};
+
 // Sums of deviations, and of their squares, one a lane.
 struct DoubleSums {
   Vector<double> s1, s2;
 };
 
-// Of `count` vectors that begin `step` elements apart, from `from`. Four chains hide the latency of
-// an addition.
-template <class T>
-HWY_INLINE DoubleSums SumInDouble(const T* x, std::int64_t count, std::int64_t step,
-                                  Vector<double> from) {
+// Of `count` vectors load(x) that begin `step` elements apart, from `from`. Four chains hide the
+// latency of an addition.
+template <class T, class Load>
+HWY_INLINE DoubleSums SumInDouble(const Load& load, const T* x, std::int64_t count,
+                                  std::int64_t step, Vector<double> from) {
   const Tag<double> dd;
   auto a0 = hn::Zero(dd), a1 = a0, a2 = a0, a3 = a0, q0 = a0, q1 = a0, q2 = a0, q3 = a0;
   const auto add = [&](const T* vector, Vector<double>& a, Vector<double>& q) HWY_ATTR {
-    const auto deviation = hn::Sub(LoadAs(dd, vector), from);
+    const auto deviation = hn::Sub(load(vector), from);
     a = hn::Add(a, deviation);
     q = hn::MulAdd(deviation, deviation, q);
   };
@@ -147,7 +175,8 @@ HWY_NOINLINE Moments ExactMoments(const Kernels::Numbers& args) {
     s1 = s2 = 0;
     for (std::int64_t r = 0; r < args.rows; ++r) {
       const T* const x = static_cast<const T*>(args.x) + r * args.stride;
-      const DoubleSums sums = SumInDouble(x, whole, kLanes<double>, hn::Set(dd, from));
+      const auto load = [=](const T* p) HWY_ATTR { return LoadAs(dd, p); };
+      const DoubleSums sums = SumInDouble(load, x, whole, kLanes<double>, hn::Set(dd, from));
       s1 += SumLanes(dd, sums.s1);
       s2 += SumLanes(dd, sums.s2);
       for (std::int64_t i = whole * kLanes<double>; i < args.width; ++i) {
@@ -198,9 +227,11 @@ class RunPilots {
   HWY_INLINE std::int64_t count() const { return count_; }
 
   // Of one run, in all lanes.
-  HWY_INLINE V Of(const T* x) const {
+  HWY_INLINE V Of(const T* x) const { return Of<false>(x, {x, nullptr}); }
+  template <bool kSkip>
+  HWY_INLINE V Of(const T* x, const Source<T, kSkip>& source) const {
     const Tag<C> d;
-    const Samples samples = Take(x);
+    const Samples samples = Take(x, source);
     return Pilot(samples.first, FoldLanes<Plus>(d, samples.distance),
                  FoldLanes<Larger>(d, samples.spread));
   }
@@ -213,7 +244,7 @@ class RunPilots {
     ClearRows(d, runs, distance);
     ClearRows(d, runs, spread);
     for (std::int64_t r = 0; r < runs; ++r) {
-      const Samples samples = Take(x + r * count_);
+      const Samples samples = Take(x + r * count_, Source<T, false>(x, nullptr));
       first[r] = hn::GetLane(samples.first);
       hn::Store(samples.distance, d, distance + r * kVector);
       hn::Store(samples.spread, d, spread + r * kVector);
@@ -231,12 +262,14 @@ class RunPilots {
     V first, distance, spread;
   };
 
-  HWY_INLINE Samples Take(const T* x) const {
+  template <bool kSkip>
+  HWY_INLINE Samples Take(const T* x, const Source<T, kSkip>& source) const {
     const Tag<C> d;
-    const auto first = hn::Set(d, LoadOne(x));
+    auto first = hn::Set(d, LoadOne(x));
+    if constexpr (kSkip) first = hn::Set(d, hn::GetLane(source.At(x)));
     auto sum = hn::Zero(d), spread = hn::Zero(d);
     for (std::int64_t i = 0; i < samples_; ++i) {
-      const auto distance = hn::Sub(LoadAs(d, x + i * step_), first);
+      const auto distance = hn::Sub(source.At(x + i * step_), first);
       // The next run's, if there is one: it would wait for memory first thing.
       hwy::Prefetch(x + count_ + i * step_);
       sum = hn::Add(sum, distance);
@@ -258,7 +291,7 @@ class RunPilots {
 // The sums of one run, taken in steps of eight vectors, so that a loop that writes another may
 // carry them along. A step takes two from each quarter of a long run: a core that reads in four
 // places has more of its requests to memory under way than one that reads in one.
-template <class T>
+template <class T, bool kSkip = false>
 class RunSums {
   using C = Compute<T>;
   using V = Vector<C>;
@@ -274,8 +307,9 @@ class RunSums {
   HWY_INLINE RunSums() : RunSums(nullptr, 0, hn::Zero(Tag<C>()), false) {}
 
   // `carried`: whether Advance takes steps.
-  HWY_INLINE RunSums(const T* x, std::int64_t count, V pilot, bool carried)
-      : x_(x),
+  HWY_INLINE RunSums(const T* x, std::int64_t count, V pilot, bool carried, const T* skip = nullptr)
+      : source_(x, skip),
+        x_(x),
         end_(x + count),
         steps_(count / kStep),
         apart_(count < kLongRun ? kStep / 4 : steps_ * (kStep / 4)),
@@ -299,7 +333,7 @@ class RunSums {
     const hn::CappedTag<double, 1> dd;
     const double m2 = hn::GetLane(TrustedM2(dd, trust, hn::Set(dd, s1_), hn::Set(dd, s2_),
                                             hn::Set(dd, n), hn::Set(dd, shift)));
-    if (std::isnan(m2)) return ExactMoments<T>({end_ - count_, 1, 0, count_});
+    if (!kSkip && std::isnan(m2)) return ExactMoments<T>({end_ - count_, 1, 0, count_});
     return {n, static_cast<double>(hn::GetLane(pilot_)) + shift, m2};
   }
 
@@ -310,13 +344,13 @@ class RunSums {
     const T* x = end_ - count_ % kStep;
     for (; end_ - x >= 2 * kVector; x += 2 * kVector) AddTwo(x, a0_, q0_);
     if (end_ - x >= kVector) {
-      Add(hn::Sub(LoadAs(d, x), pilot_), a1_, q1_);
+      Add(hn::Sub(source_.At(x), pilot_), a1_, q1_);
       x += kVector;
     }
     if (x != end_) {
       // The tail: the lanes already counted left out.
       const auto counted = hn::FirstN(d, static_cast<std::size_t>(kVector - (end_ - x)));
-      Add(hn::IfThenZeroElse(counted, hn::Sub(LoadAs(d, end_ - kVector), pilot_)), a2_, q2_);
+      Add(hn::IfThenZeroElse(counted, hn::Sub(source_.At(end_ - kVector), pilot_)), a2_, q2_);
     }
   }
 
@@ -331,7 +365,7 @@ class RunSums {
   }
 
   HWY_INLINE void AddTwo(const T* x, V& a, V& q) const {
-    const auto two = LoadTwo<Order::any>(Tag<C>(), x);
+    const auto two = source_.TwoAt(x);
     Add(hn::Sub(two.v0, pilot_), a, q);
     Add(hn::Sub(two.v1, pilot_), a, q);
   }
@@ -356,6 +390,7 @@ class RunSums {
     StartChain();
   }
 
+  Source<T, kSkip> source_;
   const T* x_;
   const T* end_;
   std::int64_t steps_;   // still to do
@@ -424,6 +459,20 @@ void ReduceRuns(const Kernels::Runs& args) {
   for (std::int64_t r = 0; r < args.runs; ++r) {
     const T* const run = x + r * args.count;
     args.moments[r] = RunSums<T>(run, args.count, pilots.Of(run), false).Finish(args.trust);
+  }
+}
+
+template <class T>
+void ReduceSums(const Kernels::Runs& args, const void* skip) {
+  const T* const x = static_cast<const T*>(args.x);
+  const T* const plus = static_cast<const T*>(skip);
+  const RunPilots<T> pilots(args.count);
+  for (std::int64_t r = 0; r < args.runs; ++r) {
+    const T* const run = x + r * args.count;
+    const T* const own = plus + r * args.count;
+    args.moments[r] =
+        RunSums<T, true>(run, args.count, pilots.Of(run, Source<T, true>(run, own)), false, own)
+            .Finish(args.trust);
   }
 }
 

@@ -62,6 +62,110 @@ class NormalizeStage {
   const Act& act_;
 };
 
+// A fused activation with a Join around it, for x and y that are parts of tensors from `x` on.
+template <class T>
+struct Joined {
+  static constexpr bool kJoins = true;
+  using C = Compute<T>;
+
+  template <class Args>
+  HWY_INLINE explicit Joined(const Args& args)
+      : clamps(IsClamp(args.activation)),
+        clamp(args.activation),
+        swish(args.activation),
+        x(static_cast<const T*>(args.x)),
+        skip(static_cast<const T*>(args.join->skip)),
+        residual(static_cast<const T*>(args.join->residual)),
+        sum(static_cast<T*>(args.join->sum)) {}
+
+  HWY_INLINE Vector<C> operator()(Vector<C> z) const { return clamps ? clamp(z) : swish(z); }
+
+  bool clamps;
+  Clamp<C> clamp;
+  Swish<C> swish;
+  const T* x;
+  const T* skip;
+  const T* residual;
+  T* sum;
+};
+
+// y = act(a (u - mean) + b + residual), u = x + skip. What is there is asked for each vector: the
+// branches cost next to nothing, instances for each would be eight times as many.
+template <class T, class X>
+requires Terms<X, Compute<T>>
+class NormalizeStage<T, X, Joined<T>> {
+  using C = Compute<T>;
+  using V = Vector<C>;
+
+ public:
+  struct Loaded {
+    HWY_INLINE Loaded() : Loaded(hn::Zero(Tag<C>()), hn::Zero(Tag<C>())) {}
+    HWY_INLINE Loaded(V of_u, V of_residual) : u(of_u), residual(of_residual) {}
+    V u, residual;
+  };
+  static constexpr bool kFast = HWY_NAMESPACE::kFast<T>;
+  static constexpr std::int64_t kStored = HWY_NAMESPACE::kStored<T>;
+
+  HWY_INLINE NormalizeStage(const T* x, T* y, const X& terms, const Joined<T>& act)
+      : x_(x), y_(y), at_(x - act.x), terms_(terms), act_(act) {}
+
+  HWY_INLINE Loaded Load(std::int64_t i) const {
+    const Tag<C> d;
+    auto u = LoadAs(d, x_ + i), residual = hn::Zero(d);
+    if (act_.skip != nullptr) u = hn::Add(u, LoadAs(d, act_.skip + at_ + i));
+    if (act_.residual != nullptr) residual = LoadAs(d, act_.residual + at_ + i);
+    return {u, residual};
+  }
+  template <class Own>
+  HWY_INLINE void Write(std::int64_t i, const Loaded& in, const Own& own, Store store) const {
+    const Tag<C> d;
+    if (act_.sum != nullptr) {
+      StoreAs(d, CleanNaN<T>(d, in.u), act_.sum + at_ + i, Store::cached);
+    }
+    StoreAs(d, Y(in, own), y_ + i, store);
+  }
+  template <class Own>
+  HWY_INLINE void WriteTwo(std::int64_t i, const Own& own, const Own& next, Store store) const {
+    const Tag<C> d;
+    auto u = LoadTwo<X::kOrder>(d, x_ + i);
+    Two<V> residual{hn::Zero(d), hn::Zero(d)};
+    if (act_.skip != nullptr) {
+      const auto skip = LoadTwo<X::kOrder>(d, act_.skip + at_ + i);
+      u = {hn::Add(u.v0, skip.v0), hn::Add(u.v1, skip.v1)};
+    }
+    if (act_.residual != nullptr) residual = LoadTwo<X::kOrder>(d, act_.residual + at_ + i);
+    if (act_.sum != nullptr) {
+      const Two<V> sum{CleanNaN<T>(d, u.v0), CleanNaN<T>(d, u.v1)};
+      StoreTwo<X::kOrder>(d, sum, act_.sum + at_ + i, Store::cached);
+    }
+    const Two<V> y{Y({u.v0, residual.v0}, own), Y({u.v1, residual.v1}, next)};
+    StoreTwo<X::kOrder>(d, y, y_ + i, store);
+  }
+
+ private:
+  template <class Own>
+  HWY_INLINE V Y(const Loaded& in, const Own& own) const {
+    const V z = terms_.Z(terms_.Deviation(in.u, own), own);
+    // z + 0 would lose the sign of a zero.
+    return act_(act_.residual != nullptr ? hn::Add(z, in.residual) : z);
+  }
+
+  const T* x_;
+  T* y_;
+  std::int64_t at_;  // of x_ in the tensors
+  const X& terms_;
+  const Joined<T>& act_;
+};
+
+template <class Act, class Args>
+HWY_INLINE Act ActOf(const Args& args) {
+  if constexpr (requires { Act::kJoins; }) {
+    return Act(args);
+  } else {
+    return Act(args.activation);
+  }
+}
+
 // How the rows of a block are written. Each kind has a course of its own: together, their numbers
 // would not stay in registers.
 
@@ -174,7 +278,7 @@ HWY_INLINE std::int64_t Leave(const Kernels::Normalize& args, std::int64_t b,
 // Blocks whose statistics are given; or small ones, kBatch at a time.
 template <class T, class Act, template <class, class> class Rows>
 HWY_NOINLINE std::int64_t NormalizeSome(const Kernels::Normalize& args) {
-  const Act act(args.activation);
+  const Act act = ActOf<Act>(args);
   const std::int64_t size = args.channels * args.length;
   const bool given = !kFast<T> || args.statistics != nullptr;
   FirstParam param(args);
@@ -213,7 +317,7 @@ HWY_INLINE RunSums<T> SumsOf(RunPilots<T>& pilots, const T* x, std::int64_t coun
 // not that long at least its pilot is made before.
 template <class T, class Act, template <class, class> class Rows>
 HWY_NOINLINE std::int64_t NormalizeRuns(const Kernels::Normalize& args) {
-  const Act act(args.activation);
+  const Act act = ActOf<Act>(args);
   const std::int64_t size = args.channels * args.length;
   const FinishRule rule = RuleOf(args, static_cast<double>(size));
   const RunPilots<T> pilots(size);
@@ -251,7 +355,7 @@ HWY_NOINLINE std::int64_t NormalizeRuns(const Kernels::Normalize& args) {
 // is applied.
 template <class T, class Act>
 HWY_NOINLINE std::int64_t NormalizeParts(const Kernels::Normalize& args) {
-  const Act act(args.activation);
+  const Act act = ActOf<Act>(args);
   const RowParts& parts = *args.parts;
   RunPilots<T> pilots(parts.longest());
   Moments ahead{};
@@ -310,13 +414,10 @@ HWY_INLINE std::int64_t NormalizeBy(const Kernels::Normalize& args) {
   return NormalizeRows<T, Act, LongRows>(args);
 }
 
-HWY_INLINE bool IsClamp(Activation activation) {
-  return activation == Activation::none || activation == Activation::relu;
-}
-
 template <class T>
 std::int64_t Normalize(const Kernels::Normalize& args) {
   using C = Compute<T>;
+  if (args.join != nullptr) return NormalizeSome<T, Joined<T>, LongRows>(args);
   return IsClamp(args.activation) ? NormalizeBy<T, Clamp<C>>(args) : NormalizeBy<T, Swish<C>>(args);
 }
 
@@ -324,7 +425,7 @@ std::int64_t Normalize(const Kernels::Normalize& args) {
 template <class T, class Act>
 HWY_INLINE void ApplyColumnsBy(const Kernels::ApplyColumns& args, Store store) {
   using C = Compute<T>;
-  const Act act(args.activation);
+  const Act act = ActOf<Act>(args);
   LaneTerms<C> terms(args.coefficients);
   ForBands(args.rows, kFast<T> ? kApplyPlaces : 1,
            [&](std::int64_t row, std::int64_t places, std::int64_t apart) HWY_ATTR {
@@ -352,6 +453,7 @@ void ApplyColumns(const Kernels::ApplyColumns& args) {
   using C = Compute<T>;
   const Store store =
       StoreOfLanes(args.store, static_cast<const T*>(args.y), args.stride, args.width);
+  if (args.join != nullptr) return ApplyColumnsBy<T, Joined<T>>(args, store);
   return IsClamp(args.activation) ? ApplyColumnsBy<T, Clamp<C>>(args, store)
                                   : ApplyColumnsBy<T, Swish<C>>(args, store);
 }

@@ -37,6 +37,7 @@ constexpr Kernels MakeKernels(const GradientKernels* gradients) {
   return {kName,
           kLanes<C>,
           ReduceRuns<T>,
+          ReduceSums<T>,
           ReduceColumns<T>,
           ExactMoments<T>,
           Finish<C>,

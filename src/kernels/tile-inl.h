@@ -25,18 +25,46 @@ struct Tail {
   HWY_ALIGN T data[64 / sizeof(T)] = {};
 };
 
-// T -> C.
+// T -> C, where u is formed in T's compute type.
 template <class T, class C>
-void LoadTile(const void* tensor, void* tile, std::int64_t count) {
+void LoadTile(const TileKernels::Load& args) {
   const Tag<C> d;
-  const T* const from = static_cast<const T*>(tensor);
-  C* const to = static_cast<C*>(tile);
+  const hn::Rebind<Compute<T>, Tag<C>> du;
+  const T* const shift = static_cast<const T*>(args.shift);
+  const auto uniform =
+      hn::Set(du, shift == nullptr || args.by_lanes ? Compute<T>{0} : LoadOne(shift));
+  const auto load = [&](const T* x, const T* skip, const T* lanes, T* sum, C* to) HWY_ATTR {
+    auto u = LoadAs(du, x);
+    if (!kEdge && skip != nullptr) u = hn::Add(u, LoadAs(du, skip));
+    if (!kEdge && shift != nullptr) u = hn::Add(u, lanes != nullptr ? LoadAs(du, lanes) : uniform);
+    if (!kEdge && sum != nullptr) StoreAs(du, CleanNaN<T>(du, u), sum, Store::cached);
+    if constexpr (std::is_same_v<Compute<T>, C>) {
+      hn::StoreU(u, d, to);
+    } else {
+      hn::StoreU(hn::PromoteTo(d, u), d, to);
+    }
+  };
+  const T* const x = static_cast<const T*>(args.x);
+  const T* const skip = static_cast<const T*>(args.skip);
+  const T* const lanes = args.by_lanes ? shift : nullptr;
+  T* const sum = static_cast<T*>(args.sum);
+  C* const to = static_cast<C*>(args.tile);
+  const auto at = [](auto* data, std::int64_t i) { return data == nullptr ? data : data + i; };
   std::int64_t i = 0;
-  for (; i + kLanes<C> <= count; i += kLanes<C>) hn::StoreU(LoadAs(d, from + i), d, to + i);
-  if (i == count) return;
-  Tail<T> tail;
-  std::copy(from + i, from + count, tail.data);
-  hn::StoreU(LoadAs(d, tail.data), d, to + i);
+  for (; i + kLanes<C> <= args.count; i += kLanes<C>) {
+    load(x + i, at(skip, i), at(lanes, i), at(sum, i), to + i);
+  }
+  const std::int64_t rest = args.count - i;
+  if (rest == 0) return;
+  Tail<T> tails[4];
+  const auto tail = [&](const T* data, Tail<T>& copy) -> const T* {
+    if (data == nullptr) return nullptr;
+    std::copy_n(data + i, rest, copy.data);
+    return copy.data;
+  };
+  load(tail(x, tails[0]), tail(skip, tails[1]), tail(lanes, tails[2]),
+       sum == nullptr ? nullptr : tails[3].data, to + i);
+  if (sum != nullptr) std::copy_n(tails[3].data, rest, sum + i);
 }
 
 // Rounded to nearest. (Highway's portable targets turn what is too large into a number.)
@@ -76,33 +104,41 @@ struct Identity {
 
 // Through Act.
 template <class T, class Act>
-HWY_NOINLINE void StoreBy(const Compute<T>* z, T* y, std::int64_t count, Store store) {
+HWY_NOINLINE void StoreBy(const TileKernels::Activate& args) {
   using C = Compute<T>;
   const Tag<C> d;
+  const C* const z = static_cast<const C*>(args.z);
+  const T* const residual = static_cast<const T*>(args.residual);
+  T* const y = static_cast<T*>(args.y);
   const auto bytes = static_cast<std::uintptr_t>(kLanes<C> * sizeof(T));
-  if (reinterpret_cast<std::uintptr_t>(y) % bytes != 0) store = Store::cached;
+  const bool aligned = reinterpret_cast<std::uintptr_t>(y) % bytes == 0;
+  const auto store = [&](const C* from, const T* plus, T* to, Store how) HWY_ATTR {
+    auto v = hn::LoadU(d, from);
+    if (!kEdge && plus != nullptr) v = hn::Add(v, LoadAs(d, plus));
+    StoreAs(d, CleanNaN<T>(d, Act::Apply(d, v)), to, how);
+  };
   std::int64_t i = 0;
-  for (; i + kLanes<C> <= count; i += kLanes<C>) {
-    StoreAs(d, CleanNaN<T>(d, Act::Apply(d, hn::LoadU(d, z + i))), y + i, store);
+  for (; i + kLanes<C> <= args.count; i += kLanes<C>) {
+    store(z + i, residual == nullptr ? nullptr : residual + i, y + i,
+          aligned ? args.store : Store::cached);
   }
-  if (i == count) return;
+  const std::int64_t rest = args.count - i;
+  if (rest == 0) return;
   Tail<T> tail;
-  StoreAs(d, CleanNaN<T>(d, Act::Apply(d, hn::LoadU(d, z + i))), tail.data, Store::cached);
-  std::copy(tail.data, tail.data + (count - i), y + i);
+  if (residual != nullptr) std::copy_n(residual + i, rest, tail.data);
+  store(z + i, residual == nullptr ? nullptr : tail.data, tail.data, Store::cached);
+  std::copy_n(tail.data, rest, y + i);
 }
 
 template <class T>
-void Activate(const void* tile, void* tensor, std::int64_t count, Activation activation,
-              Store store) {
-  const auto* const z = static_cast<const Compute<T>*>(tile);
-  T* const y = static_cast<T*>(tensor);
-  switch (activation) {
-    case Activation::none: return StoreBy<T, Identity>(z, y, count, store);
-    case Activation::relu: return StoreBy<T, Relu>(z, y, count, store);
-    case Activation::silu: return StoreBy<T, Silu>(z, y, count, store);
-    case Activation::gelu: return StoreBy<T, Gelu>(z, y, count, store);
-    case Activation::gelu_tanh: return StoreBy<T, GeluTanh>(z, y, count, store);
-    case Activation::hard_swish: return StoreBy<T, HardSwish>(z, y, count, store);
+void Activate(const TileKernels::Activate& args) {
+  switch (args.activation) {
+    case Activation::none: return StoreBy<T, Identity>(args);
+    case Activation::relu: return StoreBy<T, Relu>(args);
+    case Activation::silu: return StoreBy<T, Silu>(args);
+    case Activation::gelu: return StoreBy<T, Gelu>(args);
+    case Activation::gelu_tanh: return StoreBy<T, GeluTanh>(args);
+    case Activation::hard_swish: return StoreBy<T, HardSwish>(args);
   }
 }
 
@@ -117,58 +153,65 @@ class DzStage {
   static constexpr bool kFast = HWY_NAMESPACE::kFast<T>;
   static constexpr std::int64_t kStored = 1;
 
-  HWY_INLINE DzStage(const T* x, const T* dy, C* dz, const X& terms, Activation activation)
-      : x_(x), dy_(dy), dz_(dz), terms_(terms), activation_(activation) {}
+  HWY_INLINE DzStage(const T* x, const T* residual, const T* dy, C* dz, const X& terms,
+                     Activation activation)
+      : x_(x), residual_(residual), dy_(dy), dz_(dz), terms_(terms), activation_(activation) {}
 
   HWY_INLINE Loaded Load(std::int64_t i) const {
     return {LoadAs(Tag<C>(), x_ + i), LoadAs(Tag<C>(), dy_ + i)};
   }
   template <class Own>
   HWY_INLINE void Write(std::int64_t i, const Loaded& in, const Own& own, Store) const {
-    const auto z = terms_.Z(terms_.Deviation(in.x, own), own);
+    auto z = terms_.Z(terms_.Deviation(in.x, own), own);
+    if (residual_ != nullptr) z = hn::Add(z, LoadAs(Tag<C>(), residual_ + i));
     hn::StoreU(Dz(activation_, z, in.dy), Tag<C>(), dz_ + i);
   }
 
  private:
   const T* x_;
+  const T* residual_;
   const T* dy_;
   C* dz_;
   const X& terms_;
   Activation activation_;
 };
 
-template <class T, class X>
-HWY_INLINE void WriteDz(const T* x, const T* dy, void* dz, std::int64_t at, X& terms,
-                        std::int64_t count, Activation activation) {
+// Of `count` elements from `at` on, to dz.
+template <class T, class Args, class X>
+HWY_INLINE void WriteDz(const Args& args, std::int64_t at, void* dz, X& terms, std::int64_t count) {
   using C = Compute<T>;
   NoSums none;
-  const DzStage<T, X> stage(x + at, dy + at, static_cast<C*>(dz) + at, terms, activation);
+  const auto from = [at](const void* data) {
+    return data == nullptr ? nullptr : static_cast<const T*>(data) + at;
+  };
+  const DzStage<T, X> stage(from(args.x), from(args.residual), from(args.dy), static_cast<C*>(dz),
+                            terms, args.activation);
   Write<C, 1>(stage, terms, Stretch{0, count}, none);
 }
 
 template <class T>
 void DzRows(const TileKernels::DzRows& args) {
   using C = Compute<T>;
-  const T* const x = static_cast<const T*>(args.x);
-  const T* const dy = static_cast<const T*>(args.dy);
+  const auto dz = [&](std::int64_t at) { return static_cast<C*>(args.dz) + at; };
   const std::int64_t size = args.channels * args.length;
   for (std::int64_t b = 0; b < args.blocks; ++b) {
     const Statistics& own = args.statistics[b];
     const std::int64_t first = b * args.channels, at = b * size;
     if (args.length == 1) {
       ElementTerms<T> terms(args.params, first, own.mean, own.rstd);
-      WriteDz(x, dy, args.dz, at, terms, size, args.activation);
+      WriteDz<T>(args, at, dz(at), terms, size);
       continue;
     }
     const PerRow<T> rows(args.params, first, own.mean, own.rstd);
     if (IsShortRow<T>(args.length)) {
       ShortRowsTerms<T> terms(rows, args.length);
-      WriteDz(x, dy, args.dz, at, terms, size, args.activation);
+      WriteDz<T>(args, at, dz(at), terms, size);
       continue;
     }
     for (std::int64_t r = 0; r < args.channels; ++r) {
       RowTerms<C> terms(rows.mean(), rows(r));
-      WriteDz(x, dy, args.dz, at + r * args.length, terms, args.length, args.activation);
+      const std::int64_t row = at + r * args.length;
+      WriteDz<T>(args, row, dz(row), terms, args.length);
     }
   }
 }
@@ -178,9 +221,8 @@ void DzColumns(const TileKernels::DzColumns& args) {
   using C = Compute<T>;
   LaneTerms<C> terms(args.coefficients);
   for (std::int64_t r = 0; r < args.rows; ++r) {
-    const std::int64_t at = r * args.stride;
-    WriteDz(static_cast<const T*>(args.x) + at, static_cast<const T*>(args.dy) + at,
-            static_cast<C*>(args.dz) + r * args.dz_stride, 0, terms, args.width, args.activation);
+    WriteDz<T>(args, r * args.stride, static_cast<C*>(args.dz) + r * args.dz_stride, terms,
+               args.width);
   }
 }
 

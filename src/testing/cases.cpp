@@ -1,6 +1,7 @@
 #include "cases.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cassert>
 #include <charconv>
@@ -79,6 +80,13 @@ constexpr Params kOtherParams[] = {{.gamma = false},
                                    {.adaptive = true},
                                    {.adaptive = true, .padding = 5}};
 
+// What stands around the norm: see Case.
+struct Neighbours {
+  bool skip = false, shift = false, residual = false, scale = false, offset = false, sum = false,
+       lengths = false;
+  std::int64_t sequence = 1;
+};
+
 // A row of the list before it is a Case: one value of every axis.
 struct Row {
   Norm norm = kNorms[0];
@@ -89,6 +97,7 @@ struct Row {
   int correction = 0;
   Params params = kShared;
   double mean = 0;
+  Neighbours neighbours{};
 };
 
 std::string name_of(const Row& row) {
@@ -107,17 +116,33 @@ std::string name_of(const Row& row) {
   if (row.params.adaptive) add("adaptive");
   if (row.params.padding != 0) add("padded", std::to_string(row.params.padding));
   if (row.mean != 0) add("mean", std::to_string(static_cast<std::int64_t>(row.mean)));
+  const Neighbours& neighbours = row.neighbours;
+  if (neighbours.skip) add("skip");
+  if (neighbours.shift) add("shift");
+  if (neighbours.residual) add("residual");
+  if (neighbours.scale) add("scale");
+  if (neighbours.offset) add("offset");
+  if (neighbours.sum) add("sum");
+  if (neighbours.lengths) add("lengths");
+  if (neighbours.sequence != 1) add("sequence", std::to_string(neighbours.sequence));
   return name;
 }
 
-// Adds the row, unless its norm has no meaning there: groups that do not divide, or one element
-// divided by m - 1.
-void add(const Row& row, std::vector<Case>* list) {
+// Adds the row, unless its norm has no meaning there: groups that do not divide, one element
+// divided by m - 1, or sequences that hold no whole blocks.
+bool add(const Row& row, std::vector<Case>* list) {
   const std::optional<Shape> shape = parse_shape(row.size.shape);
   assert(shape.has_value());
   const Block block = row.norm.block(*shape, row.size.groups);
-  if (block.examples == kDoesNotDivide || block.channels == kDoesNotDivide) return;
-  if (row.correction == 1 && block.examples * block.channels * shape->s < 2) return;
+  const Neighbours& neighbours = row.neighbours;
+  if (block.examples == kDoesNotDivide || block.channels == kDoesNotDivide) return false;
+  if (row.correction == 1 && block.examples * block.channels * shape->s < 2) return false;
+  const std::int64_t sequence = neighbours.sequence;
+  if (shape->n % sequence != 0) return false;
+  const bool one_call = !neighbours.lengths && (sequence == 1 || sequence == shape->n);
+  const bool whole = neighbours.lengths ? block.examples == 1 : sequence % block.examples == 0;
+  const bool given = row.norm.given_statistics && block.examples % sequence == 0;
+  if (!one_call && !whole && !given) return false;
   const Spec spec{.shape = *shape,
                   .block = block,
                   .layout = row.layout,
@@ -127,12 +152,22 @@ void add(const Row& row, std::vector<Case>* list) {
                   .center = row.norm.center,
                   .given_statistics = row.norm.given_statistics,
                   .correction = row.correction,
-                  .param_stride = row.params.adaptive ? shape->c + row.params.padding : 0};
+                  .param_stride = row.params.adaptive ? shape->c + row.params.padding : 0,
+                  .sequence = neighbours.sequence,
+                  .shift = neighbours.shift,
+                  .scale = neighbours.scale || neighbours.offset,
+                  .lengths = neighbours.lengths};
   list->push_back({.name = name_of(row),
                    .spec = spec,
                    .mean = row.mean,
                    .gamma = row.params.gamma,
-                   .beta = row.params.beta});
+                   .beta = row.params.beta,
+                   .skip = neighbours.skip,
+                   .residual = neighbours.residual,
+                   .scale = neighbours.scale,
+                   .offset = neighbours.offset,
+                   .sum = neighbours.sum});
+  return true;
 }
 
 // The largest |mean| / deviation of a dtype: beyond it, its numbers near the mean are too far apart
@@ -189,8 +224,6 @@ void add_models(Layout layout, std::vector<Case>* list) {
   }
 }
 
-// ---- Data ---------------------------------------------------------------------------------------
-
 // SplitMix64's finalizer (Steele, Lea & Flood, "Fast splittable pseudorandom number generators",
 // 2014).
 constexpr std::uint64_t mix(std::uint64_t z) {
@@ -198,6 +231,59 @@ constexpr std::uint64_t mix(std::uint64_t z) {
   z = (z ^ (z >> 27)) * 0x94D049BB133111EBU;
   return z ^ (z >> 31);
 }
+
+// Any one of them, by the next digits of `*random`.
+const auto& pick(const auto& values, std::uint64_t* random) {
+  const std::uint64_t size = std::size(values), digit = *random % size;
+  *random /= size;
+  return values[digit];
+}
+
+// Every combination of neighbours, each with some value of every other axis: of norms and sizes
+// that take them.
+void add_neighbours(Layout layout, std::vector<Case>* list) {
+  constexpr Size kSizes[] = {{"6x8x5x7", 2},   {"4x12x1x17", 4}, {"6x6", 3},   {"4x20x65", 5},
+                             {"2x512", 32},    {"4x64x2", 4},    {"12x39", 3}, {"2x4x41x43", 2},
+                             {"2x30x17x9", 3}, {"6x3x101", 3},   {"2x2x3", 1}, {"4x1x8", 1}};
+  constexpr Params kParams[] = {kShared,         kShared,         kOtherParams[0], kOtherParams[1],
+                                kOtherParams[2], kOtherParams[3], kOtherParams[4]};
+  constexpr double kMeans[] = {0, 1, 1e2, 1e4};
+  constexpr std::int64_t kSequences[] = {1, 1, 1, 2, 4, 6};
+  for (std::uint64_t combination = 1; combination < 128; ++combination) {
+    const auto has = [&](unsigned bit) { return (combination >> bit & 1U) != 0; };
+    for (std::uint64_t attempt = 0;; ++attempt) {
+      std::uint64_t random = mix(combination + 128 * (2 * attempt + static_cast<unsigned>(layout)));
+      Row row{.norm = pick(kNorms, &random),
+              .size = pick(kSizes, &random),
+              .layout = layout,
+              .types = pick(kTypes, &random),
+              .activation = pick(kActivations, &random).value,
+              .correction = static_cast<int>(pick(std::array{0, 0, 1}, &random)),
+              .params = pick(kParams, &random),
+              .mean = pick(kMeans, &random),
+              .neighbours = {.skip = has(0),
+                             .shift = has(1),
+                             .residual = has(2),
+                             .scale = has(3),
+                             .offset = has(4),
+                             .sum = has(5),
+                             .lengths = has(6),
+                             .sequence = pick(kSequences, &random)}};
+      row.mean = std::min(row.mean, largest_mean(row.types.data));
+      if (add(row, list)) break;
+    }
+  }
+  // Large enough to be shared between threads.
+  for (const Size& size : {Size{"1x4x100x400", 2}, Size{"3x16x61x67", 4}}) {
+    Row row{.size = size, .layout = layout, .activation = Activation::silu, .mean = 10};
+    row.neighbours = {.skip = true, .shift = true, .residual = true, .scale = true, .offset = true};
+    add(row, list);
+    row.neighbours.sum = row.neighbours.lengths = true;
+    add(row, list);
+  }
+}
+
+// ---- Data ---------------------------------------------------------------------------------------
 
 // Random numbers by position: integers until the end, so that every machine has the same bits.
 class Random {
@@ -220,6 +306,23 @@ class Random {
   std::uint64_t start_;
 };
 
+// What each tensor's numbers are drawn from.
+enum Stream : std::uint64_t {
+  kX,
+  kGamma,
+  kBeta,
+  kMean,
+  kRstd,
+  kDy,
+  kSkip,
+  kShift,
+  kResidual,
+  kScale,
+  kOffset,
+  kLengths,
+  kDsum
+};
+
 std::size_t bytes_of(DType dtype, std::int64_t count) {
   return static_cast<std::size_t>(count * detail::size_of(dtype));
 }
@@ -238,15 +341,31 @@ Buffer normal_buffer(DType dtype, std::int64_t count, const Random& random, doub
   return buffer;
 }
 
+// Rows of gamma (with param_stride), shift, scale and offset.
+std::int64_t rows_of(const Spec& spec) { return spec.shape.n / spec.sequence; }
+
 // Elements of gamma, with what lies between its rows.
 std::int64_t params_of(const Spec& spec) {
-  return spec.param_stride == 0 ? spec.shape.c : spec.shape.n * spec.param_stride;
+  return spec.param_stride == 0 ? spec.shape.c : rows_of(spec) * spec.param_stride;
 }
 
 std::int64_t blocks_of(const Spec& spec) {
   const auto [n, c, s] = spec.shape;
   if (n == 0 || c == 0 || s == 0) return 0;
   return n / spec.block.examples * (c / spec.block.channels);
+}
+
+// None so short that correction leaves nothing to divide by.
+std::vector<std::int64_t> make_lengths(const Spec& spec, std::uint64_t seed) {
+  const std::int64_t all = spec.sequence == 1 ? spec.shape.s : spec.sequence;
+  std::vector<std::int64_t> lengths(static_cast<std::size_t>(rows_of(spec)));
+  for (std::size_t i = 0; i < lengths.size(); ++i) {
+    const double part = std::fabs(Random(seed, kLengths).normal(static_cast<std::int64_t>(i))) / 3;
+    const auto some = static_cast<std::int64_t>(part * static_cast<double>(all));
+    lengths[i] = i % 4 == 1 ? 0 : all;
+    if (i % 2 == 0) lengths[i] = std::clamp(some, std::min<std::int64_t>(2, all), all);
+  }
+  return lengths;
 }
 
 // Where activation' jumps.
@@ -257,13 +376,19 @@ std::span<const double> jumps(Activation activation) {
   return {};
 }
 
+// Points a Forward or a Backward at what data holds for both.
+template <class Args>
+void connect_inputs(const Inputs& data, Args* args) {
+  for (const auto& input : kInputs<Args>) args->*input.pointer = (data.*input.buffer).data();
+  args->lengths = data.lengths.empty() ? nullptr : data.lengths.data();
+}
+
 // Points data->forward at what data holds.
 void connect(const Spec& spec, Data* data) {
   Forward& forward = data->forward;
-  forward.x = data->x.data();
+  connect_inputs(*data, &forward);
   forward.y = data->y.data();
-  forward.gamma = data->gamma.data();
-  forward.beta = data->beta.data();
+  forward.sum = data->sum.data();
   if (spec.given_statistics) {
     forward.given_mean = data->mean.data();
     forward.given_rstd = data->rstd.data();
@@ -271,6 +396,23 @@ void connect(const Spec& spec, Data* data) {
     forward.mean = data->mean.data();
     forward.rstd = data->rstd.data();
   }
+}
+
+void connect(GradientData* data) {
+  Backward& backward = data->backward;
+  connect_inputs(*data, &backward);
+  for (const Output& output : kGradients) {
+    backward.*output.pointer = (data->*output.buffer).data();
+  }
+  backward.dy = data->dy.data();
+  backward.dsum = data->dsum.data();
+  backward.mean = data->mean.data();
+  backward.rstd = data->rstd.data();
+}
+
+// Of the size of `buffer`, or none.
+Buffer like(const Buffer& buffer) {
+  return buffer.data() == nullptr ? Buffer() : Buffer(buffer.size());
 }
 
 // `rows` runs of `run` elements, `stride` elements from one start to the next.
@@ -411,6 +553,7 @@ Comparison worst_gradient(DType dtype, const char* name, const void* tensor, std
   });
   worst.bound = gradient_bound(dtype);
   worst.tensor = name;
+  worst.dtype = dtype;
   return worst;
 }
 
@@ -444,6 +587,12 @@ std::string bits_and_value(T element) {
 
 std::span<const Norm> norms() { return kNorms; }
 
+bool has_neighbours(const Case& c) {
+  const Spec& spec = c.spec;
+  return c.skip || c.residual || c.sum || spec.shift || spec.scale || spec.lengths ||
+         spec.sequence != 1;
+}
+
 std::optional<Shape> parse_shape(std::string_view text) {
   Shape shape{.n = 0, .c = 0, .s = 1};
   const char* at = text.data();
@@ -475,6 +624,7 @@ std::vector<Case> cases() {
     add_norms(layout.value, &list);
     add_activations(layout.value, &list);
     add_models(layout.value, &list);
+    add_neighbours(layout.value, &list);
   }
   return list;
 }
@@ -482,13 +632,24 @@ std::vector<Case> cases() {
 Data make_data(const Case& c, std::uint64_t seed) {
   const Spec& spec = c.spec;
   const auto [n, channels, s] = spec.shape;
-  enum Stream : std::uint64_t { kX, kGamma, kBeta, kMean, kRstd };
+  const std::int64_t elements = n * channels * s, params = params_of(spec);
+  const std::int64_t in_rows = rows_of(spec) * channels;
+  const auto normal = [&](Stream stream, DType dtype, std::int64_t count, double mean,
+                          double deviation) {
+    return normal_buffer(dtype, count, Random(seed, stream), mean, deviation);
+  };
   Data data;
-  data.x = normal_buffer(spec.data, n * channels * s, Random(seed, kX), c.mean, c.deviation);
+  data.x = normal(kX, spec.data, elements, c.mean, c.deviation);
   data.y = Buffer(data.x.size());
-  const std::int64_t params = params_of(spec);
-  if (c.gamma) data.gamma = normal_buffer(spec.param, params, Random(seed, kGamma), 1, 0.5);
-  if (c.beta) data.beta = normal_buffer(spec.param, params, Random(seed, kBeta), 0, 0.5);
+  if (c.gamma) data.gamma = normal(kGamma, spec.param, params, 1, 0.5);
+  if (c.beta) data.beta = normal(kBeta, spec.param, params, 0, 0.5);
+  if (c.skip) data.skip = normal(kSkip, spec.data, elements, -c.mean, c.deviation);
+  if (spec.shift) data.shift = normal(kShift, spec.data, in_rows, 0, c.deviation);
+  if (c.residual) data.residual = normal(kResidual, spec.data, elements, 0, 1);
+  if (c.scale) data.scale = normal(kScale, spec.param, in_rows, 0, 0.25);
+  if (c.offset) data.offset = normal(kOffset, spec.param, in_rows, 0, 0.5);
+  if (c.sum) data.sum = Buffer(data.x.size());
+  if (spec.lengths) data.lengths = make_lengths(spec, seed);
   const std::int64_t blocks = blocks_of(spec);
   data.mean.resize(static_cast<std::size_t>(blocks));
   data.rstd.resize(data.mean.size());
@@ -497,7 +658,7 @@ Data make_data(const Case& c, std::uint64_t seed) {
       const auto i = static_cast<std::size_t>(b);
       const double shift = Random(seed, kMean).normal(b) / 8;
       const double spread = 1 + Random(seed, kRstd).normal(b) / 16;
-      data.mean[i] = c.mean + c.deviation * shift;
+      data.mean[i] = (c.skip ? 0 : c.mean) + c.deviation * shift;
       data.rstd[i] = 1 / (c.deviation * spread);
     }
   }
@@ -510,25 +671,15 @@ GradientData make_gradient_data(const Case& c, std::uint64_t seed) {
 }
 
 GradientData make_gradient_data(const Case& c, Data data, std::uint64_t seed) {
-  constexpr std::uint64_t kDy = 5;  // the stream after those of make_data
   const Spec& spec = c.spec;
   const std::int64_t elements = spec.shape.n * spec.shape.c * spec.shape.s;
-  GradientData gradient{.x = std::move(data.x),
-                        .dy = normal_buffer(spec.data, elements, Random(seed, kDy), 0, 1),
-                        .gamma = std::move(data.gamma),
-                        .beta = std::move(data.beta),
-                        .mean = std::move(data.mean),
-                        .rstd = std::move(data.rstd),
-                        .dx = {},
-                        .dgamma = {},
-                        .dbeta = {},
-                        .backward = {}};
+  GradientData gradient;
+  gradient.dy = normal_buffer(spec.data, elements, Random(seed, kDy), 0, 1);
+  if (c.sum) gradient.dsum = normal_buffer(spec.data, elements, Random(seed, kDsum), 0, 1);
 
   Spec linear = spec;  // whose y is z
   linear.activation = Activation::none;
   const detail::ReferenceResult z = detail::reference_forward(linear, data.forward);
-  gradient.mean = z.mean;
-  gradient.rstd = z.rstd;
   const double nearness = 8 * (spec.data == DType::f64 ? kEps64 : kEps32);
   for (const double jump : jumps(spec.activation)) {
     for (std::size_t i = 0; i < z.y.size(); ++i) {
@@ -537,19 +688,18 @@ GradientData make_gradient_data(const Case& c, Data data, std::uint64_t seed) {
     }
   }
 
+  static_cast<Inputs&>(gradient) = std::move(data);
+  gradient.mean = z.mean;
+  gradient.rstd = z.rstd;
   const std::size_t params = bytes_of(spec.param, params_of(spec));
-  gradient.dx = Buffer(gradient.x.size());
+  gradient.dx = like(gradient.x);
   gradient.dgamma = Buffer(params);
   gradient.dbeta = Buffer(params);
-  gradient.backward = {.x = gradient.x.data(),
-                       .dy = gradient.dy.data(),
-                       .gamma = gradient.gamma.data(),
-                       .beta = gradient.beta.data(),
-                       .mean = gradient.mean.data(),
-                       .rstd = gradient.rstd.data(),
-                       .dx = gradient.dx.data(),
-                       .dgamma = gradient.dgamma.data(),
-                       .dbeta = gradient.dbeta.data()};
+  gradient.dresidual = like(gradient.residual);
+  gradient.dshift = like(gradient.shift);
+  gradient.dscale = like(gradient.scale);
+  gradient.doffset = like(gradient.offset);
+  connect(&gradient);
   return gradient;
 }
 
@@ -605,6 +755,7 @@ Comparison compare(const Spec& spec, const detail::ReferenceResult& reference, c
   const auto count = static_cast<std::int64_t>(reference.y.size());
   Comparison worst = worst_of(spec.data, y, count, f32_bound(spec), place);
   worst.bound = error_bound(spec);
+  worst.dtype = spec.data;
   return worst;
 }
 
@@ -618,10 +769,12 @@ Comparison compare_gradient(const Spec& spec, const detail::ReferenceGradient& r
     const auto block = static_cast<std::size_t>(block_of(spec, i));
     return Place{i, {reference.dx[static_cast<std::size_t>(i)], reference.dx_scale[block], 0}};
   };
-  const auto param = [&](const std::vector<double>& values, const std::vector<double>& scales) {
-    return [&](std::int64_t i) {
+  // Rows of c numbers, `stride` apart.
+  const auto rows = [&](std::int64_t stride, const std::vector<double>& values,
+                        const std::vector<double>& scales) {
+    return [&, stride](std::int64_t i) {
       const std::int64_t c = spec.shape.c;
-      const std::int64_t index = i / c * spec.param_stride + i % c;
+      const std::int64_t index = i / c * stride + i % c;
       const auto at = static_cast<std::size_t>(index);
       return Place{index, {values[at], scales[at], 0}};
     };
@@ -633,10 +786,22 @@ Comparison compare_gradient(const Spec& spec, const detail::ReferenceGradient& r
     const Comparison next = worst_gradient(dtype, name, tensor, count, place);
     if (next.error / next.bound > worst.error / worst.bound) worst = next;
   };
-  const std::int64_t params = (spec.param_stride == 0 ? 1 : spec.shape.n) * spec.shape.c;
-  take(spec.data, "dx", args.dx, static_cast<std::int64_t>(reference.dx.size()), dx);
-  take(spec.param, "dgamma", args.dgamma, params, param(reference.dgamma, reference.dgamma_scale));
-  take(spec.param, "dbeta", args.dbeta, params, param(reference.dbeta, reference.dbeta_scale));
+  const auto elements = static_cast<std::int64_t>(reference.dx.size());
+  const std::int64_t c = spec.shape.c, stride = spec.param_stride;
+  const std::int64_t in_rows = rows_of(spec) * c, params = stride == 0 ? c : in_rows;
+  take(spec.data, "dx", args.dx, elements, dx);
+  take(spec.param, "dgamma", args.dgamma, params,
+       rows(stride, reference.dgamma, reference.dgamma_scale));
+  take(spec.param, "dbeta", args.dbeta, params,
+       rows(stride, reference.dbeta, reference.dbeta_scale));
+  take(spec.data, "dresidual", args.dresidual, elements,
+       rows(c, reference.dresidual, reference.dresidual_scale));
+  take(spec.data, "dshift", args.dshift, in_rows,
+       rows(c, reference.dshift, reference.dshift_scale));
+  take(spec.param, "dscale", args.dscale, in_rows,
+       rows(c, reference.dscale, reference.dscale_scale));
+  take(spec.param, "doffset", args.doffset, in_rows,
+       rows(c, reference.doffset, reference.doffset_scale));
   worst.error = std::max(worst.error, 0.0);
   return worst;
 }

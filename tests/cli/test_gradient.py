@@ -76,9 +76,16 @@ def reference(
     activation="none",
     correction=0,
     groups=2,
+    neighbours=(),
+    sequence=(),
 ):
-    """dx, dgamma and dbeta of the project's reference."""
-    stored = (lambda v: v) if layout == "channels_first" else (lambda v: v.movedim(1, -1))
+    """dx, dgamma and dbeta of the project's reference, and with neighbours (skip, shift, residual,
+    scale, offset, dsum) those of residual, shift, scale and offset. sequence: its length, and
+    lengths."""
+
+    def stored(v):
+        return v if layout == "channels_first" or v.dim() < 3 else v.movedim(1, -1)
+
     n, c, s = x.shape
     stride = 0 if gamma.dim() == 1 else c
     arguments = [
@@ -90,25 +97,33 @@ def reference(
         correction,
         EPS,
         stride,
+        *sequence,
     ]
     result = subprocess.run(
         [os.environ["GROUPNORM_GRADIENT_DUMP"], *map(str, arguments)],
         input=b"".join(
-            v.contiguous().numpy().tobytes() for v in (stored(x), stored(dy), gamma, beta)
+            stored(v).contiguous().numpy().tobytes() for v in (x, dy, gamma, beta, *neighbours)
         ),
         capture_output=True,
         check=True,
         timeout=60,
     )
     values = torch.from_numpy(numpy.frombuffer(result.stdout).copy())
-    dx, dgamma, dbeta = values.split([x.numel(), gamma.numel(), beta.numel()])
-    dx = dx.reshape(stored(x).shape)
-    dx = dx if layout == "channels_first" else dx.movedim(-1, 1)
-    return dx, dgamma.reshape(gamma.shape), dbeta.reshape(beta.shape)
+    of = [x, gamma, beta]
+    if neighbours:
+        _, shift, residual, scale, offset, _ = neighbours
+        of += [residual, shift, scale, offset]
+    return [
+        g.reshape(stored(v).shape).movedim(-1, 1)
+        if v.dim() == 3 and layout == "channels_last"
+        else g.reshape(v.shape)
+        for g, v in zip(values.split([v.numel() for v in of]), of, strict=True)
+    ]
 
 
 def assert_same(actual, expected, tolerance=1e-13):
-    for name, a, b in zip(("dx", "dgamma", "dbeta"), actual, expected, strict=True):
+    names = ("dx", "dgamma", "dbeta", "dresidual", "dshift", "dscale", "doffset")
+    for name, a, b in zip(names, actual, expected, strict=False):
         torch.testing.assert_close(
             a,
             b,
@@ -139,6 +154,66 @@ def test_activations(norm, activation):
         lambda x, gamma, beta: forward(x, gamma, beta, norm, activation, 0), *tensors
     )
     assert_same(reference(*tensors, norm, activation=activation), expected)
+
+
+def with_neighbours(leaves, norm, activation, sequence, lengths):
+    """sum and y, each sequence by itself over what is valid of it."""
+    x, gamma, beta, skip, shift, residual, scale, offset = leaves
+
+    def rows(v):
+        return v.repeat_interleave(sequence, 0)[..., None]
+
+    u = x + skip + rows(shift)
+    sums, ys = torch.zeros_like(u), torch.zeros_like(u)
+    for i, length in enumerate(lengths or [None] * (len(x) // sequence)):
+        first = i * sequence
+        examples = slice(first, first + (sequence if sequence == 1 else length or sequence))
+        valid = (examples, slice(None), slice(length if sequence == 1 else None))
+        if length == 0:
+            continue
+        xhat = normalize(u[valid], norm)
+        z = (gamma[:, None] * xhat + beta[:, None]) * (1 + rows(scale)[examples])
+        z = z + rows(offset)[examples] + residual[valid]
+        sums[valid] = u[valid]
+        ys[valid] = ACTIVATIONS[activation](z)
+    return sums, ys
+
+
+@pytest.mark.parametrize("sequence, lengths", [(1, []), (1, [5, 0, 2, 3]), (2, []), (2, [1, 2])])
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+@pytest.mark.parametrize("norm", ["group", "layer", "instance", "rms"])
+def test_neighbours(norm, activation, layout, sequence, lengths):
+    x, dy, gamma, beta = make()
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*size):
+        return torch.randn(*size, generator=generator, dtype=torch.float64)
+
+    n, c, s = x.shape
+    rows = (n // sequence, c)
+    skip, residual, dsum = normal(n, c, s), normal(n, c, s), normal(n, c, s)
+    shift, scale, offset = normal(*rows), normal(*rows), normal(*rows)
+    leaves = [
+        v.clone().requires_grad_() for v in (x, gamma, beta, skip, shift, residual, scale, offset)
+    ]
+    sums, y = with_neighbours(leaves, norm, activation, sequence, lengths)
+    dx, dgamma, dbeta, dskip, dshift, dresidual, dscale, doffset = torch.autograd.grad(
+        [y, sums], leaves, [dy, dsum]
+    )
+    assert torch.equal(dx, dskip)
+    actual = reference(
+        x,
+        dy,
+        gamma,
+        beta,
+        norm,
+        layout,
+        activation,
+        neighbours=[skip, shift, residual, scale, offset, dsum],
+        sequence=[sequence, *lengths],
+    )
+    assert_same(actual, (dx, dgamma, dbeta, dresidual, dshift, dscale, doffset))
 
 
 @pytest.mark.parametrize("shape", [(4, 6, 1), (3, 6, 7), (1, 6, 24)])

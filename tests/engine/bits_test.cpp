@@ -31,14 +31,15 @@ std::vector<Case> schedules() {
 }
 
 struct Result {
-  Buffer y;
+  Buffer y, sum;
   std::vector<double> mean, rstd;
 };
 
 Result result(const Plan& plan, const Data& data, const Executor& executor) {
-  Result result{Buffer(data.x.size()), data.mean, data.rstd};
+  Result result{Buffer(data.y.size()), Buffer(data.sum.size()), data.mean, data.rstd};
   Forward args = data.forward;
   args.y = result.y.data();
+  if (args.sum != nullptr) args.sum = result.sum.data();
   if (args.mean != nullptr) args.mean = result.mean.data();
   if (args.rstd != nullptr) args.rstd = result.rstd.data();
   run(plan, args, executor);
@@ -54,6 +55,7 @@ TEST_P(Bits, ThreadsAndOrder) {
       SCOPED_TRACE(place(c) + ", " + std::to_string(threads) + " threads");
       const Result shared = result(plan, data, backwards(threads));
       ASSERT_TRUE(same_bits(c.spec.data, shared.y, alone.y));
+      ASSERT_TRUE(same_bits(c.spec.data, shared.sum, alone.sum));
       ASSERT_TRUE(same_bits(shared.mean, alone.mean));
       ASSERT_TRUE(same_bits(shared.rstd, alone.rstd));
     }

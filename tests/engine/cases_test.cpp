@@ -1,5 +1,7 @@
-// The built-in list of cases, against the reference: y, mean and rstd.
+// The built-in list of cases, against the reference: y, mean, rstd and sum.
 #include "engine.h"
+
+#include "dtype.h"
 
 #include <cmath>
 
@@ -26,6 +28,15 @@ void expect_statistics(const Case& c, const Data& data, const detail::ReferenceR
   }
 }
 
+// The sum in the compute type, rounded once.
+void expect_sum(const Spec& spec, const Buffer& sum, const std::vector<double>& expected) {
+  Buffer rounded(sum.size());
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    detail::store_element(spec.data, rounded.data(), static_cast<std::int64_t>(i), expected[i]);
+  }
+  EXPECT_TRUE(same_bits(spec.data, sum, rounded)) << "sum";
+}
+
 TEST_P(Cases, AgreeWithTheReference) {
   for (const Case& c : cases()) {
     SCOPED_TRACE(c.name + ", seed " + std::to_string(kSeed));
@@ -36,6 +47,7 @@ TEST_P(Cases, AgreeWithTheReference) {
     const Comparison worst = compare(c.spec, expected, data.y.data());
     EXPECT_TRUE(within(worst, worst.bound));
     expect_statistics(c, data, expected);
+    if (c.sum) expect_sum(c.spec, data.sum, expected.sum);
     if (HasFailure()) return;
   }
 }

@@ -6,6 +6,7 @@
 #include "guarded.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -125,31 +126,38 @@ TEST_P(Gradient, RunsInTiles) {
 
 Buffer copy(const Buffer& from) {
   Buffer to(from.size());
-  std::memcpy(to.data(), from.data(), from.size());
+  std::copy_n(from.data(), from.size(), to.data());
   return to;
 }
 
+using Gradients = std::array<Buffer, std::size(kGradients)>;
+
 // What lies between the rows of dgamma stays as it is.
 void clear(GradientData* data) {
-  for (Buffer* const buffer : {&data->dx, &data->dgamma, &data->dbeta}) {
-    std::memset(buffer->data(), 0x5A, buffer->size());
+  for (const Output& output : kGradients) {
+    Buffer& buffer = data->*output.buffer;
+    std::fill_n(buffer.data(), buffer.size(), std::byte{0x5A});
   }
 }
 
-struct Gradients {
-  Buffer dx, dgamma, dbeta;
-};
+Gradients copy(const GradientData& data) {
+  Gradients gradients;
+  for (std::size_t i = 0; i < gradients.size(); ++i) {
+    gradients[i] = copy(data.*kGradients[i].buffer);
+  }
+  return gradients;
+}
 
 void expect_same_bits(const Spec& spec, const Gradients& actual, const Gradients& expected) {
-  EXPECT_TRUE(same_bits(spec.data, actual.dx, expected.dx));
-  EXPECT_TRUE(same_bits(spec.param, actual.dgamma, expected.dgamma));
-  EXPECT_TRUE(same_bits(spec.param, actual.dbeta, expected.dbeta));
+  for (std::size_t i = 0; i < actual.size(); ++i) {
+    EXPECT_TRUE(same_bits(spec.*kGradients[i].dtype, actual[i], expected[i])) << kGradients[i].name;
+  }
 }
 
 Gradients gradients(const Plan& plan, GradientData* data, const Executor& executor) {
   clear(data);
   backward(plan, data->backward, executor);
-  return {copy(data->dx), copy(data->dgamma), copy(data->dbeta)};
+  return copy(*data);
 }
 
 // Of every case but those that differ by nothing a schedule sees.
@@ -191,34 +199,40 @@ TEST_P(Gradient, InPlace) {
       args.dy = args.dx = both.data();
       clear(&data);
       backward(plan, args, backwards(threads));
-      expect_same_bits(c.spec, {std::move(both), copy(data.dgamma), copy(data.dbeta)}, apart);
+      Gradients in_place = copy(data);
+      in_place[0] = std::move(both);
+      expect_same_bits(c.spec, in_place, apart);
       if (HasFailure()) return;
     }
   }
 }
 
-// Any of the three, whatever else is asked for.
+// Each alone, and all but it.
 TEST_P(Gradient, WhatIsAskedForDoesNotMatter) {
   for (const Case& c : schedules()) {
     if (is_large(c.spec.shape)) continue;
     GradientData data = make_gradient_data(c, kSeed);
     const Plan plan = make_plan(c.spec, target());
     const Gradients all = gradients(plan, &data, {});
-    for (unsigned asked = 0; asked < 7; ++asked) {
-      SCOPED_TRACE(place(c) + ", asked " + std::to_string(asked));
-      clear(&data);
-      const Buffer untouched = copy(data.dx), params = copy(data.dgamma);
-      Backward args = data.backward;
-      if ((asked & 1U) == 0) args.dx = nullptr;
-      if ((asked & 2U) == 0) args.dgamma = nullptr;
-      if ((asked & 4U) == 0) args.dbeta = nullptr;
-      backward(plan, args, backwards(2));
-      const Buffer& dx = args.dx == nullptr ? untouched : all.dx;
-      const Buffer& dgamma = args.dgamma == nullptr ? params : all.dgamma;
-      const Buffer& dbeta = args.dbeta == nullptr ? params : all.dbeta;
-      ASSERT_TRUE(same_bits(c.spec.data, data.dx, dx));
-      ASSERT_TRUE(same_bits(c.spec.param, data.dgamma, dgamma));
-      ASSERT_TRUE(same_bits(c.spec.param, data.dbeta, dbeta));
+    clear(&data);
+    const Gradients untouched = copy(data);
+    for (std::size_t chosen = 0; chosen < all.size(); ++chosen) {
+      if (all[chosen].size() == 0) continue;
+      for (const bool alone : {false, true}) {
+        SCOPED_TRACE(place(c) + ", " + kGradients[chosen].name + (alone ? " alone" : " not"));
+        clear(&data);
+        Backward args = data.backward;
+        for (std::size_t i = 0; i < all.size(); ++i) {
+          if ((i == chosen) != alone) args.*kGradients[i].pointer = nullptr;
+        }
+        backward(plan, args, backwards(2));
+        const Gradients some = copy(data);
+        for (std::size_t i = 0; i < all.size(); ++i) {
+          const Buffer& expected = (i == chosen) == alone ? all[i] : untouched[i];
+          ASSERT_TRUE(same_bits(c.spec.*kGradients[i].dtype, some[i], expected))
+              << kGradients[i].name;
+        }
+      }
     }
   }
 }
@@ -533,46 +547,42 @@ TEST_P(Gradient, NotANumberStaysInItsBlock) {
 // ---- Ends ---------------------------------------------------------------------------------------
 
 // Every array against a page that must not be touched.
-void expect_inside(const Spec& spec, const char* target, Side side) {
-  const Case c{.name = "guarded " + std::to_string(spec.shape.n) + "x" +
-                       std::to_string(spec.shape.c) + "x" + std::to_string(spec.shape.s) + ", " +
-                       to_string(spec.data) + (side == Side::behind ? ", behind" : ", before"),
-               .spec = spec};
+void expect_inside(const Case& c, const char* target, Side side) {
+  SCOPED_TRACE(place(c) + (side == Side::behind ? ", behind" : ", before"));
   GradientData plain = make_gradient_data(c, kSeed);
-  const Plan plan = make_plan(spec, target);
+  const Plan plan = make_plan(c.spec, target);
   const Gradients expected = gradients(plan, &plain, {});
 
-  const auto guard = [side](const void* data, std::size_t bytes) {
-    auto guarded = std::make_unique<Guarded>(bytes, side);
-    std::memcpy(guarded->data(), data, bytes);
-    return guarded;
-  };
-  const auto guard_buffer = [&](const Buffer& buffer) {
-    return guard(buffer.data(), buffer.size());
-  };
-  const std::size_t statistics = plain.mean.size() * sizeof(double);
-  const auto x = guard_buffer(plain.x), dy = guard_buffer(plain.dy),
-             gamma = guard_buffer(plain.gamma), beta = guard_buffer(plain.beta),
-             dx = guard_buffer(plain.dx), dgamma = guard_buffer(plain.dgamma),
-             dbeta = guard_buffer(plain.dbeta), mean = guard(plain.mean.data(), statistics),
-             rstd = guard(plain.rstd.data(), statistics);
+  GuardedCopies guarded(side);
+  Backward args = plain.backward;
+  for (const auto& input : kInputs<Backward>) {
+    guarded.copy(&(args.*input.pointer), (plain.*input.buffer).size());
+  }
+  for (const Output& output : kGradients) {
+    guarded.copy(&(args.*output.pointer), (plain.*output.buffer).size());
+  }
+  guarded.copy(&args.dy, plain.dy.size());
+  guarded.copy(&args.dsum, plain.dsum.size());
+  guarded.copy(&args.mean, plain.mean.size() * sizeof(double));
+  guarded.copy(&args.rstd, plain.rstd.size() * sizeof(double));
+  guarded.copy(&args.lengths, plain.lengths.size() * sizeof(std::int64_t));
   const Guarded workspace(plan.backward_workspace_bytes(), side);
-  const Backward args{.x = x->data(),
-                      .dy = dy->data(),
-                      .gamma = gamma->data(),
-                      .beta = beta->data(),
-                      .mean = reinterpret_cast<const double*>(mean->data()),
-                      .rstd = reinterpret_cast<const double*>(rstd->data()),
-                      .dx = dx->data(),
-                      .dgamma = dgamma->data(),
-                      .dbeta = dbeta->data()};
   const std::span<std::byte> room{workspace.data(), plan.backward_workspace_bytes()};
   ASSERT_EQ(plan.backward(args, room, backwards(3)), Status::ok);
-  SCOPED_TRACE(place(c));
-  ASSERT_TRUE(same_bits(spec.data, dx->data(), expected.dx.data(), expected.dx.size()));
-  ASSERT_TRUE(
-      same_bits(spec.param, dgamma->data(), expected.dgamma.data(), expected.dgamma.size()));
-  ASSERT_TRUE(same_bits(spec.param, dbeta->data(), expected.dbeta.data(), expected.dbeta.size()));
+  for (std::size_t i = 0; i < expected.size(); ++i) {
+    const Output& output = kGradients[i];
+    ASSERT_TRUE(same_bits(c.spec.*output.dtype, args.*output.pointer, expected[i].data(),
+                          expected[i].size()))
+        << output.name;
+  }
+}
+
+void expect_inside(const Spec& spec, const char* target, Side side) {
+  expect_inside(
+      {.name = "guarded " + std::to_string(spec.shape.n) + "x" + std::to_string(spec.shape.c) +
+               "x" + std::to_string(spec.shape.s) + ", " + to_string(spec.data),
+       .spec = spec},
+      target, side);
 }
 
 TEST_P(Gradient, NothingPastAnEnd) {
@@ -592,6 +602,13 @@ TEST_P(Gradient, NothingPastAnEnd) {
         expect_inside(typed({2, 515, 131}, 1, layout.value, dtype.value), target(), side);
       }
     }
+  }
+}
+
+TEST_P(Gradient, NothingPastAnEndOfNeighbours) {
+  for (const Case& c : cases()) {
+    if (!has_neighbours(c) || is_large(c.spec.shape)) continue;
+    for (const Side side : {Side::behind, Side::before}) expect_inside(c, target(), side);
   }
 }
 

@@ -16,40 +16,48 @@ INSTANTIATE_TEST_SUITE_P(Targets, Guard, ::testing::ValuesIn(targets()), target_
 
 constexpr std::uint64_t kSeed = 1;
 
-// Runs the Spec on guarded arrays and compares y with the result of ordinary ones.
-void expect_inside(const Spec& spec, const char* target, Side side) {
-  const Case c{.name = "guarded", .spec = spec};
+// Runs the case on guarded arrays and compares what it writes with the result of ordinary ones.
+void expect_inside(const Case& c, const char* target, Side side) {
+  const Spec& spec = c.spec;
   const Plan plan = make_plan(spec, target);
   Data plain = make_data(c, kSeed);
   run(plan, plain.forward);
 
-  const auto copy = [side](const Buffer& from) {
-    auto guarded = std::make_unique<Guarded>(from.size(), side);
-    std::memcpy(guarded->data(), from.data(), from.size());
-    return guarded;
-  };
-  const auto x = copy(plain.x), y = copy(plain.x), gamma = copy(plain.gamma),
-             beta = copy(plain.beta);
-  Guarded mean(plain.mean.size() * sizeof(double), side);
-  Guarded rstd(plain.rstd.size() * sizeof(double), side);
-  run(plan,
-      {.x = x->data(),
-       .y = y->data(),
-       .gamma = gamma->data(),
-       .beta = beta->data(),
-       .mean = reinterpret_cast<double*>(mean.data()),
-       .rstd = reinterpret_cast<double*>(rstd.data())},
-      backwards(3));
-  ASSERT_TRUE(same_bits(spec.data, y->data(), plain.y.data(), plain.y.size()))
-      << (side == Side::behind ? "against the page behind" : "against the page before");
+  GuardedCopies guarded(side);
+  Forward args = plain.forward;
+  for (const auto& input : kInputs<Forward>) {
+    guarded.copy(&(args.*input.pointer), (plain.*input.buffer).size());
+  }
+  guarded.copy(&args.y, plain.y.size());
+  guarded.copy(&args.sum, plain.sum.size());
+  for (double* Forward::*const statistics : {&Forward::mean, &Forward::rstd}) {
+    guarded.copy(&(args.*statistics), plain.mean.size() * sizeof(double));
+  }
+  for (const double* Forward::*const given : {&Forward::given_mean, &Forward::given_rstd}) {
+    guarded.copy(&(args.*given), plain.mean.size() * sizeof(double));
+  }
+  guarded.copy(&args.lengths, plain.lengths.size() * sizeof(std::int64_t));
+  const Guarded workspace(plan.workspace_bytes(), side);
+  const std::span<std::byte> room{workspace.data(), plan.workspace_bytes()};
+  ASSERT_EQ(plan.forward(args, room, backwards(3)), Status::ok);
+  const char* const where =
+      side == Side::behind ? "against the page behind" : "against the page before";
+  ASSERT_TRUE(same_bits(spec.data, args.y, plain.y.data(), plain.y.size())) << where;
+  ASSERT_TRUE(same_bits(spec.data, args.sum, plain.sum.data(), plain.sum.size())) << where;
+}
+
+void expect_inside_both(const Case& c, const char* target) {
+  SCOPED_TRACE(c.name + ", " + to_string(c.spec.layout) + ", seed " + std::to_string(kSeed));
+  expect_inside(c, target, Side::behind);
+  expect_inside(c, target, Side::before);
 }
 
 void expect_inside_both(const Spec& spec, const char* target) {
-  SCOPED_TRACE(std::string(to_string(spec.data)) + ", " + to_string(spec.layout) + ", n " +
-               std::to_string(spec.shape.n) + ", c " + std::to_string(spec.shape.c) + ", s " +
-               std::to_string(spec.shape.s) + ", seed " + std::to_string(kSeed));
-  expect_inside(spec, target, Side::behind);
-  expect_inside(spec, target, Side::before);
+  expect_inside_both(
+      {.name = std::string(to_string(spec.data)) + ", n " + std::to_string(spec.shape.n) + ", c " +
+               std::to_string(spec.shape.c) + ", s " + std::to_string(spec.shape.s),
+       .spec = spec},
+      target);
 }
 
 Spec typed(Shape shape, std::int64_t groups, Layout layout, DType dtype) {
@@ -88,6 +96,12 @@ TEST_P(Guard, ManyChunks) {
       expect_inside_both(typed({1, 4, 33001}, 2, layout, dtype.value), target());
       expect_inside_both(typed({2, 515, 131}, 1, layout, dtype.value), target());
     }
+  }
+}
+
+TEST_P(Guard, Neighbours) {
+  for (const Case& c : cases()) {
+    if (has_neighbours(c)) expect_inside_both(c, target());
   }
 }
 

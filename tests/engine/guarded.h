@@ -6,7 +6,10 @@
 #include <unistd.h>
 
 #include <cstddef>
+#include <cstring>
+#include <memory>
 #include <stdexcept>
+#include <vector>
 
 namespace groupnorm::testing {
 
@@ -35,6 +38,26 @@ class Guarded {
   std::byte* start_ = nullptr;
   std::byte* data_ = nullptr;
   std::size_t size_ = 0;
+};
+
+// Arrays of a call, each moved to a Guarded of its own.
+class GuardedCopies {
+ public:
+  explicit GuardedCopies(Side side) : side_(side) {}
+
+  // *pointer becomes that of the copy; a null one stays.
+  template <class T>
+  void copy(T** pointer, std::size_t bytes) {
+    if (*pointer == nullptr) return;
+    copies_.push_back(std::make_unique<Guarded>(bytes, side_));
+    std::byte* const data = copies_.back()->data();
+    std::memcpy(data, *pointer, bytes);
+    *pointer = static_cast<T*>(static_cast<void*>(data));
+  }
+
+ private:
+  Side side_;
+  std::vector<std::unique_ptr<Guarded>> copies_;
 };
 
 }  // namespace groupnorm::testing

@@ -2,6 +2,8 @@
 // forward. (tests/cli/test_reference.py and test_gradient.py hold it against PyTorch.)
 #include "engine.h"
 
+#include "dtype.h"
+
 #include <algorithm>
 #include <cmath>
 #include <numbers>
@@ -168,15 +170,20 @@ std::span<double> doubles(Buffer& buffer) {
   return {reinterpret_cast<double*>(buffer.data()), buffer.size() / sizeof(double)};
 }
 
-// sum dy * y
+// sum dy * y + sum dsum * sum
 double loss(const Spec& spec, GradientData& data) {
-  Forward forward{.x = data.x.data(), .gamma = data.gamma.data(), .beta = data.beta.data()};
+  Forward forward;
+  for (const auto& input : kInputs<Forward>) forward.*input.pointer = (data.*input.buffer).data();
+  forward.lengths = data.backward.lengths;
+  forward.sum = data.dsum.data();  // asked for
   if (spec.given_statistics) {
     forward.given_mean = data.mean.data();
     forward.given_rstd = data.rstd.data();
   }
-  const std::vector<double> y = reference_forward(spec, forward).y;
-  return std::inner_product(y.begin(), y.end(), doubles(data.dy).begin(), 0.0);
+  const auto result = reference_forward(spec, forward);
+  const std::vector<double>&y = result.y, &u = result.sum;
+  return std::inner_product(y.begin(), y.end(), doubles(data.dy).begin(), 0.0) +
+         std::inner_product(u.begin(), u.end(), doubles(data.dsum).begin(), 0.0);
 }
 
 // Every derivative by the elements of `tensor` against the slope of the loss; the tolerance is
@@ -198,8 +205,10 @@ void expect_slopes(const Case& c, GradientData& data, Buffer& tensor, const char
   }
 }
 
-void expect_finite_differences(const Case& c) {
-  GradientData data = make_gradient_data(c, 11);
+void expect_finite_differences(const Case& c, Data inputs) {
+  const std::int64_t* const lengths = inputs.forward.lengths;
+  GradientData data = make_gradient_data(c, std::move(inputs), 11);
+  data.backward.lengths = lengths;
   const auto result = reference_backward(c.spec, data.backward);
   const double largest = *std::max_element(result.dx_scale.begin(), result.dx_scale.end());
   expect_slopes(c, data, data.x, "dx", result.dx, [&](std::size_t) { return largest; });
@@ -207,6 +216,15 @@ void expect_finite_differences(const Case& c) {
                 [&](std::size_t i) { return result.dgamma_scale[i]; });
   expect_slopes(c, data, data.beta, "dbeta", result.dbeta,
                 [&](std::size_t i) { return result.dbeta_scale[i]; });
+  expect_slopes(c, data, data.skip, "dx of skip", result.dx, [&](std::size_t) { return largest; });
+  expect_slopes(c, data, data.shift, "dshift", result.dshift,
+                [&](std::size_t i) { return result.dshift_scale[i]; });
+  expect_slopes(c, data, data.residual, "dresidual", result.dresidual,
+                [&](std::size_t i) { return 1 + result.dresidual_scale[i]; });
+  expect_slopes(c, data, data.scale, "dscale", result.dscale,
+                [&](std::size_t i) { return result.dscale_scale[i]; });
+  expect_slopes(c, data, data.offset, "doffset", result.doffset,
+                [&](std::size_t i) { return result.doffset_scale[i]; });
 }
 
 TEST(Reference, FiniteDifferences) {
@@ -233,20 +251,123 @@ TEST(Reference, FiniteDifferences) {
                             .correction = correction,
                             .eps = 1e-3,
                             .param_stride = affine.param_stride};
-            expect_finite_differences({.name = std::string(norm.name) + ", " + layout.name + ", " +
-                                               activation.name + ", correction " +
-                                               std::to_string(correction) + ", stride " +
-                                               std::to_string(affine.param_stride),
-                                       .spec = spec,
-                                       .mean = 0.5,
-                                       .gamma = affine.gamma,
-                                       .beta = affine.beta});
+            const Case c{.name = std::string(norm.name) + ", " + layout.name + ", " +
+                                 activation.name + ", correction " + std::to_string(correction) +
+                                 ", stride " + std::to_string(affine.param_stride),
+                         .spec = spec,
+                         .mean = 0.5,
+                         .gamma = affine.gamma,
+                         .beta = affine.beta};
+            expect_finite_differences(c, make_data(c, 11));
             if (HasFatalFailure()) return;
           }
         }
       }
     }
   }
+}
+
+// All that models compute around a norm at once, with lengths and without.
+TEST(Reference, FiniteDifferencesOfNeighbours) {
+  constexpr Shape kShape{4, 4, 3};
+  constexpr std::int64_t kLengths[] = {2, 0, 3, 1}, kRows[] = {1, 2};
+  for (const Norm& norm : norms()) {
+    for (const auto& layout : kLayouts) {
+      for (const auto& activation : kActivations) {
+        for (const std::int64_t sequence : {1, 2}) {
+          for (const bool lengths : {false, true}) {
+            Case c{.name = std::string(norm.name) + ", " + layout.name + ", " + activation.name +
+                           ", sequence " + std::to_string(sequence) + (lengths ? ", lengths" : ""),
+                   .spec = {.shape = kShape,
+                            .block = norm.block(kShape, 2),
+                            .layout = layout.value,
+                            .data = DType::f64,
+                            .param = DType::f64,
+                            .activation = activation.value,
+                            .center = norm.center,
+                            .given_statistics = norm.given_statistics,
+                            .eps = 1e-3,
+                            .param_stride = sequence == 1 ? 0 : 6,
+                            .sequence = sequence,
+                            .shift = true,
+                            .scale = true},
+                   .mean = 0.5,
+                   .skip = true,
+                   .residual = true,
+                   .scale = true,
+                   .offset = true,
+                   .sum = true};
+            Data data = make_data(c, 11);
+            if (lengths) data.forward.lengths = sequence == 1 ? kLengths : kRows;
+            expect_finite_differences(c, std::move(data));
+            if (HasFatalFailure()) return;
+          }
+        }
+      }
+    }
+  }
+}
+
+// u = 1e4 + 1 and 1e4 - 1 less 1e4, in f32 and in the f32 of bf16; scale, offset and residual on
+// xhat = 1 and -1.
+TEST(Reference, ClosedFormsOfNeighbours) {
+  const std::vector<float> x = {10001, 9999, 10001, 9999}, skip(4, -1e4F), shift = {0.25F, 3},
+                           residual = {10, 20, 30, 40};
+  const float gamma = 2, beta = 3;
+  const std::vector<float> scale = {1, -1}, offset = {100, 200};
+  Spec spec{.shape = {2, 1, 2}, .block = {1, 1}, .eps = 0};
+  spec.shift = spec.scale = true;
+  Forward args{.x = x.data(),
+               .gamma = &gamma,
+               .beta = &beta,
+               .skip = skip.data(),
+               .shift = shift.data(),
+               .residual = residual.data(),
+               .scale = scale.data(),
+               .offset = offset.data()};
+  std::vector<float> sum(4);
+  args.sum = sum.data();
+  const auto result = reference_forward(spec, args);
+  EXPECT_EQ(result.sum, (std::vector<double>{1.25, -0.75, 4, 2}));
+  EXPECT_EQ(result.mean, (std::vector<double>{0.25, 3}));
+  EXPECT_EQ(result.y, (std::vector<double>{120, 122, 230, 240}));  // 4 + 6 + 100 + 10, ...
+  EXPECT_EQ(result.scale, (std::vector<double>{121, 131, 231, 241}));
+
+  // Rounded in f32 after each of the two sums, and not in bf16.
+  const std::vector<float> one = {1}, tiny = {0x1p-24F};
+  Spec rounding{.shape = {1, 1, 1}, .block = {1, 1}};
+  rounding.shift = true;
+  args = {.x = one.data(), .skip = tiny.data(), .shift = tiny.data(), .sum = sum.data()};
+  EXPECT_EQ(reference_forward(rounding, args).sum[0], 1);
+  const detail::BF16 small = detail::to_bf16(0x1p-20), unit = detail::to_bf16(1);
+  rounding.data = rounding.param = DType::bf16;
+  args = {.x = &unit, .skip = &small, .sum = sum.data()};
+  EXPECT_EQ(reference_forward(rounding, args).sum[0], 1 + 0x1p-20);
+}
+
+// Statistics of what is valid; zeros behind it and for an example of which nothing is.
+TEST(Reference, Lengths) {
+  const double nan = std::nan("");
+  const std::vector<double> x = {-1, 1, nan, nan, nan, nan, 3, 5, 7};
+  const std::vector<std::int64_t> lengths = {2, 0, 3};
+  Spec spec = f64_spec({3, 1, 3}, {1, 1});
+  spec.lengths = true;
+  const auto result = reference_forward(spec, {.x = x.data(), .lengths = lengths.data()});
+  EXPECT_EQ(result.mean, (std::vector<double>{0, 0, 5}));
+  EXPECT_EQ(result.rstd, (std::vector<double>{1, 0, 1 / std::sqrt(8.0 / 3)}));
+  for (const std::size_t i : {2U, 3U, 4U, 5U}) EXPECT_EQ(result.y[i], 0);
+  EXPECT_EQ(result.y[0], -1);
+  EXPECT_DOUBLE_EQ(result.y[8], std::sqrt(1.5));
+
+  // The same numbers as rows of two sequences of three, of which one is short.
+  const std::vector<double> rows = {-1, 1, 3, 1, nan, nan, 2, 6, nan, nan, nan, nan};
+  const std::vector<std::int64_t> counts = {2, 1};
+  Spec layer = f64_spec({6, 2, 1}, {1, 2});
+  layer.sequence = 3;
+  layer.lengths = true;
+  const auto normalized = reference_forward(layer, {.x = rows.data(), .lengths = counts.data()});
+  EXPECT_EQ(normalized.mean, (std::vector<double>{0, 2, 0, 4, 0, 0}));
+  EXPECT_EQ(normalized.y, (std::vector<double>{-1, 1, 1, -1, 0, 0, -1, 1, 0, 0, 0, 0}));
 }
 
 // x = -1, 1 in two examples: xhat = x (eps = 0). The second row of [n, c] lies 2 further.

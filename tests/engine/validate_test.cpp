@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 #include <set>
+#include <utility>
 
 namespace groupnorm::testing {
 namespace {
@@ -89,6 +90,38 @@ const std::vector<BadSpec>& bad_specs() {
       {"eps NaN", with([](Spec& s) { s.eps = std::nan(""); }), Status::eps},
       {"eps infinite", with([](Spec& s) { s.eps = std::numeric_limits<double>::infinity(); }),
        Status::eps},
+      {"sequence 0", with([](Spec& s) { s.sequence = 0; }), Status::sequence},
+      {"sequence -1", with([](Spec& s) { s.sequence = -1; }), Status::sequence},
+      {"sequences of 2 in 3 examples", with([](Spec& s) {
+         s.shape.n = 3;
+         s.sequence = 2;
+       }),
+       Status::sequence},
+      {"a block of two sequences", with([](Spec& s) {
+         s.shape.n = 4;
+         s.block = batch_norm(s.shape);
+         s.sequence = 2;
+       }),
+       Status::sequence},
+      {"a given block of three examples, sequences of two", with([](Spec& s) {
+         s.shape.n = 6;
+         s.block = {3, 8};
+         s.given_statistics = true;
+         s.sequence = 2;
+       }),
+       Status::sequence},
+      {"lengths of sequences of two given blocks", with([](Spec& s) {
+         s.shape.n = 4;
+         s.block = {2, 8};
+         s.given_statistics = s.lengths = true;
+         s.sequence = 4;
+       }),
+       Status::sequence},
+      {"lengths of the examples of a block", with([](Spec& s) {
+         s.block = batch_norm(s.shape);
+         s.lengths = true;
+       }),
+       Status::sequence},
   };
   return list;
 }
@@ -235,6 +268,186 @@ TEST_F(Arguments, GivenStatistics) {
   EXPECT_EQ(plan_.forward(args, {}), Status::ok) << "not centred: no mean needed";
 }
 
+template <class T>
+T* shifted(T* data, std::ptrdiff_t bytes) {
+  return reinterpret_cast<T*>(reinterpret_cast<std::byte*>(data) + bytes);
+}
+
+// Of a Spec without the flags; and with them.
+TEST_F(Arguments, UnexpectedNeighbours) {
+  const std::array<float, 4> row{};
+  const std::int64_t length = 1;
+  Forward args = args_;
+  args.shift = row.data();
+  expect(Status::unexpected_shift, args, "shift");
+  args = args_;
+  args.scale = row.data();
+  expect(Status::unexpected_scale, args, "scale");
+  args = args_;
+  args.offset = row.data();
+  expect(Status::unexpected_scale, args, "offset");
+  args = args_;
+  args.lengths = &length;
+  expect(Status::unexpected_lengths, args, "lengths");
+}
+
+class NeighbourArguments : public Arguments {
+ protected:
+  void SetUp() override {
+    Spec spec = spec_;
+    spec.shift = spec.scale = spec.lengths = true;
+    spec.correction = 1;
+    plan_ = make_plan(spec, nullptr);
+    workspace_.resize(plan_.workspace_bytes());
+    args_.skip = skip_.data();
+    args_.shift = shift_.data();
+    args_.residual = residual_.data();
+    args_.scale = scale_.data();
+    args_.offset = offset_.data();
+    args_.sum = sum_.data();
+    args_.lengths = length_.data();
+  }
+  void expect(Status status, const Forward& args, const char* what) {
+    Arguments::expect(status, args, what);
+    EXPECT_TRUE(std::all_of(sum_.begin(), sum_.end(), [](float u) { return u == 7; })) << what;
+  }
+  std::vector<float> skip_ = std::vector<float>(160001, 0.5F), residual_ = skip_;
+  std::vector<float> sum_ = std::vector<float>(160001, 7);
+  std::array<float, 8> shift_{}, scale_{}, offset_{};
+  std::array<std::int64_t, 2> length_{40000, 40000};
+};
+
+TEST_F(NeighbourArguments, AreAcceptedUnspoilt) {
+  EXPECT_EQ(plan_.forward(args_, workspace_), Status::ok);
+  for (void* const y : {x_.data(), skip_.data(), residual_.data()}) {
+    args_.y = y;
+    EXPECT_EQ(plan_.forward(args_, workspace_), Status::ok) << "in place";
+  }
+  args_.residual = args_.skip;
+  args_.y = skip_.data();
+  EXPECT_EQ(plan_.forward(args_, workspace_), Status::ok) << "y is skip and residual";
+  for (const std::int64_t length : {0, 1, 39999}) {
+    length_[0] = length;
+    EXPECT_EQ(plan_.forward(args_, workspace_), Status::ok) << "length " << length;
+  }
+  EXPECT_EQ(plan_.forward({.x = x_.data(), .y = y_.data()}, workspace_), Status::ok) << "none";
+}
+
+TEST_F(NeighbourArguments, Pointers) {
+  struct Pointer {
+    const void* Forward::*argument;
+    Status status;
+  };
+  for (const auto& [argument, status] : {Pointer{&Forward::skip, Status::misaligned_skip},
+                                         {&Forward::shift, Status::misaligned_shift},
+                                         {&Forward::residual, Status::misaligned_residual},
+                                         {&Forward::scale, Status::misaligned_scale},
+                                         {&Forward::offset, Status::misaligned_offset}}) {
+    Forward args = args_;
+    args.*argument = static_cast<const std::byte*>(args.*argument) + 2;
+    expect(status, args, status_string(status));
+  }
+  Forward args = args_;
+  args.sum = shifted(sum_.data(), 1);
+  expect(Status::misaligned_sum, args, "sum misaligned");
+  args = args_;
+  args.lengths = shifted(length_.data(), 4);
+  expect(Status::misaligned_lengths, args, "lengths misaligned");
+}
+
+TEST_F(NeighbourArguments, Overlap) {
+  Forward args = args_;
+  for (std::vector<float>* const tensor : {&x_, &skip_, &residual_}) {
+    args.y = tensor->data() + 1;
+    expect(Status::overlap_y, args, "y one element behind an input");
+    args.y = y_.data();
+    args.sum = tensor->data();
+    expect(Status::overlap_sum, args, "sum is an input");
+    args.sum = sum_.data();
+  }
+  args.sum = y_.data();
+  expect(Status::overlap_sum, args, "sum is y");
+  for (const void* Forward::*const row : {&Forward::shift, &Forward::scale, &Forward::offset}) {
+    args = args_;
+    args.*row = y_.data();
+    expect(Status::overlap_y, args, "a row in y, where it begins");
+    args.*row = sum_.data() + 8;
+    expect(Status::overlap_sum, args, "a row in sum");
+  }
+  args = args_;
+  args.mean = reinterpret_cast<double*>(length_.data());
+  expect(Status::overlap_mean, args, "mean is lengths");
+  for (std::vector<float>* const tensor : {&skip_, &residual_, &sum_}) {
+    tensor->resize(std::max(tensor->size(), workspace_.size() / sizeof(float) + 1));
+  }
+  args = args_;
+  args.skip = skip_.data();
+  Arguments::expect(Status::overlap_workspace, args, std::as_writable_bytes(std::span(skip_)), {},
+                    "the workspace is skip");
+}
+
+// Not negative, not beyond the example, and none that leaves one element to divide by 0: there are
+// 4 channels in the block.
+TEST_F(NeighbourArguments, Lengths) {
+  for (const std::int64_t length : {std::int64_t{-1}, std::int64_t{40001}, kHuge, -kHuge}) {
+    length_[0] = length;
+    expect(Status::lengths, args_, "a length out of range");
+  }
+  Spec spec = group_spec({2, 4, 100}, 4);
+  spec.lengths = true;
+  spec.correction = 1;
+  plan_ = make_plan(spec, nullptr);
+  workspace_.resize(plan_.workspace_bytes());
+  length_ = {100, 1};
+  const Forward args{.x = x_.data(), .y = y_.data(), .lengths = length_.data()};
+  expect(Status::lengths, args, "one element a block, divided by 0");
+  length_ = {100, 101};
+  expect(Status::lengths, args, "the second length");
+  spec = group_spec({6, 4, 10}, 2);
+  spec.lengths = true;
+  spec.sequence = 3;
+  plan_ = make_plan(spec, nullptr);
+  length_ = {3, 4};
+  expect(Status::lengths, args, "more examples than the sequence has");
+}
+
+// Pieces have none: who cuts a tensor adds and scales by itself.
+TEST(Validate, PiecesHaveNoNeighbours) {
+  std::vector<float> x(48, 1), dx(48, 7);
+  std::vector<double> mean(4), rstd(4);
+  std::vector<Moments> moments(4, {7, 7, 7});
+  std::vector<BlockSums> sums(4, {7, 7});
+  const Backward good{
+      .x = x.data(), .dy = x.data(), .mean = mean.data(), .rstd = rstd.data(), .dx = dx.data()};
+  const auto expect = [&](const Spec& spec, const Backward& args, const char* what) {
+    const Plan plan = make_plan(spec, nullptr);
+    std::vector<std::byte> workspace(plan.backward_workspace_bytes());
+    EXPECT_EQ(plan.reduce_gradient(args, sums.data(), workspace), Status::neighbours) << what;
+    EXPECT_EQ(plan.apply_gradient(args, sums.data(), 12, {}), Status::neighbours) << what;
+    EXPECT_EQ(dx, std::vector<float>(48, 7)) << what;
+    EXPECT_EQ(sums[0].d, 7) << what;
+  };
+  for (bool Spec::*const flag : {&Spec::shift, &Spec::scale, &Spec::lengths}) {
+    Spec spec = group_spec({2, 8, 3}, 2);
+    spec.*flag = true;
+    expect(spec, good, "a flag");
+    const Plan plan = make_plan(spec, nullptr);
+    std::vector<std::byte> workspace(plan.workspace_bytes());
+    EXPECT_EQ(plan.reduce(x.data(), moments.data(), workspace), Status::neighbours);
+    EXPECT_EQ(moments[0].count, 7);
+  }
+  for (const void* Backward::*const input :
+       {&Backward::skip, &Backward::residual, &Backward::dsum}) {
+    Backward args = good;
+    args.*input = x.data();
+    expect(group_spec({2, 8, 3}, 2), args, "an input");
+  }
+  Spec rows = group_spec({2, 8, 3}, 2);
+  rows.sequence = 2;
+  rows.param_stride = 8;
+  expect(rows, good, "a row of gamma for two examples");
+}
+
 // Arguments that backward accepts, to be spoilt one at a time.
 class BackwardArguments : public ::testing::Test {
  protected:
@@ -284,11 +497,6 @@ class BackwardArguments : public ::testing::Test {
     return args;
   }
 };
-
-template <class T>
-T* shifted(T* data, std::ptrdiff_t bytes) {
-  return reinterpret_cast<T*>(reinterpret_cast<std::byte*>(data) + bytes);
-}
 
 TEST_F(BackwardArguments, AreAcceptedUnspoilt) {
   EXPECT_EQ(plan_.backward(args_, workspace_), Status::ok);
@@ -397,12 +605,94 @@ TEST_F(BackwardArguments, MeanIsNeededWhereItIsRead) {
   EXPECT_EQ(plan_.backward(args_, workspace_), Status::ok) << "not centred";
 }
 
+// What backward writes and reads beside the rest, one wrong at a time.
+TEST_F(BackwardArguments, Neighbours) {
+  Spec spec = spec_;
+  spec.shift = spec.scale = spec.lengths = true;
+  plan_ = make_plan(spec, nullptr);
+  workspace_.resize(plan_.backward_workspace_bytes());
+  std::vector<float> skip(160000, 1), residual(160001, 1), dsum(160001, 1), dresidual(160001, 7);
+  std::array<float, 6> shift{}, scale{}, offset{}, dshift{}, dscale{}, doffset{};
+  std::array<std::int64_t, 2> length{40000, 40000};
+  Backward good = args_;
+  good.skip = skip.data();
+  good.shift = shift.data();
+  good.residual = residual.data();
+  good.scale = scale.data();
+  good.offset = offset.data();
+  good.lengths = length.data();
+  good.dsum = dsum.data();
+  good.dresidual = dresidual.data();
+  good.dshift = dshift.data();
+  good.dscale = dscale.data();
+  good.doffset = doffset.data();
+  struct In {
+    const void* Backward::*argument;
+    Status misaligned;
+  };
+  for (const auto& [argument, misaligned] : {In{&Backward::skip, Status::misaligned_skip},
+                                             {&Backward::shift, Status::misaligned_shift},
+                                             {&Backward::residual, Status::misaligned_residual},
+                                             {&Backward::scale, Status::misaligned_scale},
+                                             {&Backward::offset, Status::misaligned_offset},
+                                             {&Backward::dsum, Status::misaligned_dsum}}) {
+    Backward args = good;
+    args.*argument = static_cast<const std::byte*>(args.*argument) + 2;
+    expect(misaligned, args, status_string(misaligned));
+    args.*argument = dx_.data() + 4;
+    expect(Status::overlap_dx, args, "an input in dx");
+  }
+  Backward args = good;
+  args.lengths = shifted(length.data(), 4);
+  expect(Status::misaligned_lengths, args, "lengths misaligned");
+  struct Out {
+    void* Backward::*argument;
+    Status misaligned, overlap;
+  };
+  const std::array<Out, 4> outputs{
+      {{&Backward::dresidual, Status::misaligned_dresidual, Status::overlap_dresidual},
+       {&Backward::dshift, Status::misaligned_dshift, Status::overlap_dshift},
+       {&Backward::dscale, Status::misaligned_dscale, Status::overlap_dscale},
+       {&Backward::doffset, Status::misaligned_doffset, Status::overlap_doffset}}};
+  for (const auto& [argument, misaligned, overlap] : outputs) {
+    args = good;
+    args.*argument = static_cast<std::byte*>(args.*argument) + 2;
+    expect(misaligned, args, status_string(misaligned));
+    for (void* const taken : {static_cast<void*>(x_.data()), static_cast<void*>(dy_.data()),
+                              static_cast<void*>(dx_.data()), static_cast<void*>(dgamma_.data()),
+                              static_cast<void*>(skip.data()), static_cast<void*>(scale.data())}) {
+      args.*argument = taken;
+      expect(overlap, args, status_string(overlap));
+    }
+  }
+  const std::array<std::int64_t, 1> wrong{40001};
+  args = good;
+  args.lengths = wrong.data();
+  expect(Status::lengths, args, "a length out of range");
+  EXPECT_TRUE(std::all_of(dresidual.begin(), dresidual.end(), [](float d) { return d == 7; }));
+  EXPECT_EQ(dshift, (std::array<float, 6>{}));
+  EXPECT_EQ(plan_.backward(good, workspace_), Status::ok);
+
+  plan_ = make_plan(spec_, nullptr);
+  const std::array<std::pair<void * Backward::*, Status>, 3> unexpected{
+      {{&Backward::dshift, Status::unexpected_shift},
+       {&Backward::dscale, Status::unexpected_scale},
+       {&Backward::doffset, Status::unexpected_scale}}};
+  dx_.assign(160001, 7);
+  for (auto* const params : {&dgamma_, &dbeta_}) params->fill(7);
+  for (const auto& [argument, status] : unexpected) {
+    args = args_;
+    args.*argument = dshift.data();
+    expect(status, args, status_string(status));
+  }
+}
+
 TEST(Validate, EveryStatusHasItsWords) {
   std::set<std::string> words;
-  for (int i = 0; i <= static_cast<int>(Status::count); ++i) {
+  for (int i = 0; i <= static_cast<int>(Status::overlap_doffset); ++i) {
     words.insert(status_string(static_cast<Status>(i)));
   }
-  EXPECT_EQ(words.size(), static_cast<std::size_t>(Status::count) + 1);
+  EXPECT_EQ(words.size(), static_cast<std::size_t>(Status::overlap_doffset) + 1);
   EXPECT_STREQ(status_string(static_cast<Status>(200)), "unknown status");
 }
 

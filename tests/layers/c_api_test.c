@@ -124,6 +124,7 @@ static void test_defaults(void) {
   CHECK(spec.data == GN_DTYPE_F32 && spec.param == GN_DTYPE_F32);
   CHECK(spec.center == 1 && spec.given_statistics == 0 && spec.correction == 0);
   CHECK(spec.eps == 1e-5 && spec.param_stride == 0);
+  CHECK(spec.sequence == 0 && spec.shift == 0 && spec.scale == 0 && spec.lengths == 0);
 
   gn_forward_args args;
   memset(&args, 0xFF, sizeof args);
@@ -132,6 +133,8 @@ static void test_defaults(void) {
   CHECK(args.x == NULL && args.y == NULL && args.gamma == NULL && args.beta == NULL);
   CHECK(args.mean == NULL && args.rstd == NULL);
   CHECK(args.given_mean == NULL && args.given_rstd == NULL);
+  CHECK(args.skip == NULL && args.shift == NULL && args.residual == NULL && args.sum == NULL);
+  CHECK(args.scale == NULL && args.offset == NULL && args.lengths == NULL);
 
   gn_backward_args backward;
   memset(&backward, 0xFF, sizeof backward);
@@ -141,11 +144,15 @@ static void test_defaults(void) {
   CHECK(backward.gamma == NULL && backward.beta == NULL);
   CHECK(backward.mean == NULL && backward.rstd == NULL && backward.accumulate == 0);
   CHECK(backward.dx == NULL && backward.dgamma == NULL && backward.dbeta == NULL);
+  CHECK(backward.skip == NULL && backward.shift == NULL && backward.residual == NULL);
+  CHECK(backward.scale == NULL && backward.offset == NULL && backward.lengths == NULL);
+  CHECK(backward.dsum == NULL && backward.dresidual == NULL && backward.dshift == NULL);
+  CHECK(backward.dscale == NULL && backward.doffset == NULL);
 }
 
 static void test_status_strings(void) {
   CHECK(strcmp(gn_status_string(GN_STATUS_OK), "ok") == 0);
-  for (gn_status a = GN_STATUS_OK; a <= GN_STATUS_EXECUTOR_FAILED; ++a) {
+  for (gn_status a = GN_STATUS_OK; a <= GN_STATUS_OVERLAP_DOFFSET; ++a) {
     CHECK(strlen(gn_status_string(a)) > 0);
     CHECK(strcmp(gn_status_string(a), "unknown status") != 0);
     for (gn_status b = GN_STATUS_OK; b < a; ++b) {
@@ -290,25 +297,131 @@ static void test_options_arrive(void) {
   }
 }
 
+/* What models compute around a norm, of which skip, shift, sum, residual, scale and offset are
+ * here, and lengths and sequences below. */
+static void test_neighbours(void) {
+  const float gamma[kC] = {1, 2, -0.5F, 3}, beta[kC] = {0, 1, -1, 0.25F};
+  float x[kSize], y[kSize], u[kSize], skip[kSize], residual[kSize], sum[kSize];
+  float shift[kN * kC], scale[kN * kC], offset[kN * kC];
+  fill(x);
+  for (int i = 0; i < kSize; ++i) {
+    skip[i] = (float)(i * 5 % 7) - 3;
+    residual[i] = (float)(i * 3 % 8) / 4;
+  }
+  for (int i = 0; i < kN * kC; ++i) {
+    shift[i] = (float)i / 2;
+    scale[i] = (float)(i % 3) - 1;
+    offset[i] = (float)(i % 5);
+  }
+  for (int i = 0; i < kSize; ++i) u[i] = x[i] + skip[i] + shift[i / kS]; /* exact */
+  gn_spec spec = make_spec();
+  spec.activation = GN_ACTIVATION_RELU;
+  gn_forward_args args = make_args(x, y);
+  args.gamma = gamma;
+  args.beta = beta;
+  args.skip = skip;
+  args.residual = residual;
+  args.sum = sum;
+  args.shift = shift;
+  CHECK(run(&spec, &args) == GN_STATUS_UNEXPECTED_SHIFT);
+  spec.shift = 5; /* any number but 0 */
+  args.scale = scale;
+  args.offset = offset;
+  CHECK(run(&spec, &args) == GN_STATUS_UNEXPECTED_SCALE);
+  spec.scale = 1;
+  CHECK(run(&spec, &args) == GN_STATUS_OK);
+  CHECK(same_bits(sum, u, sizeof u));
+  for (int i = 0; i < kSize; ++i) {
+    double mean, rstd;
+    statistics(u, i / kM, 0, &mean, &rstd);
+    const int row = i / kS, c = row % kC;
+    const double norm = gamma[c] * ((u[i] - mean) * rstd) + beta[c];
+    const double z = norm * (1 + scale[row]) + offset[row] + residual[i];
+    CHECK(fabs(y[i] - fmax(z, 0)) <= 1e-6 * (1 + 2 * fabs(norm) + fabs(z)));
+  }
+  args.y = residual;
+  CHECK(run(&spec, &args) == GN_STATUS_OK);
+  CHECK(same_bits(residual, y, sizeof y));
+}
+
+/* Each example by itself, over its own length; a sequence of rows as well. */
+static void test_lengths(void) {
+  float x[kSize], y[kSize], alone[kC * kS];
+  fill(x);
+  int64_t lengths[kN] = {kS, 2};
+  for (int i = kC * kS; i < kSize; ++i) {
+    if (i % kS >= 2) x[i] = (float)NAN;
+  }
+  gn_spec spec = make_spec(), one = make_spec();
+  gn_forward_args args = make_args(x, y);
+  args.lengths = lengths;
+  CHECK(run(&spec, &args) == GN_STATUS_UNEXPECTED_LENGTHS);
+  spec.lengths = 1;
+  CHECK(run(&spec, &args) == GN_STATUS_OK);
+  one.shape = (gn_shape){1, kC, 2};
+  float cut[kC * 2];
+  for (int i = 0; i < kC * 2; ++i) cut[i] = x[kC * kS + i / 2 * kS + i % 2];
+  const gn_forward_args own = make_args(cut, alone);
+  CHECK(run(&one, &own) == GN_STATUS_OK);
+  for (int i = 0; i < kC * kS; ++i) {
+    const float expected = i % kS < 2 ? alone[i / kS * 2 + i % kS] : 0;
+    CHECK(same_bits(&y[kC * kS + i], &expected, sizeof expected));
+  }
+  const int64_t wrong[] = {-1, kS + 1, INT64_MAX, INT64_MIN};
+  for (size_t i = 0; i < sizeof wrong / sizeof *wrong; ++i) {
+    lengths[1] = wrong[i];
+    CHECK(run(&spec, &args) == GN_STATUS_LENGTHS);
+  }
+
+  /* Two sequences of three rows of 8 features, of which two and none are there. */
+  spec.shape = (gn_shape){6, 8, 1};
+  spec.block = gn_layer_norm(spec.shape);
+  spec.sequence = 3;
+  fill(x);
+  lengths[0] = 2;
+  lengths[1] = 0;
+  CHECK(run(&spec, &args) == GN_STATUS_OK);
+  for (int i = 0; i < 48; ++i) CHECK((y[i] == 0) == (i >= 16));
+  spec.sequence = 4;
+  CHECK(run(&spec, &args) == GN_STATUS_SEQUENCE);
+}
+
 /* What the tests of backward share: the inputs and outputs of one call in f64. */
 struct gradients {
   gn_spec spec;
   gn_plan plan;
   double x[kSize], dy[kSize], gamma[kC], beta[kC], mean[kBlocks], rstd[kBlocks];
   double dx[kSize], dgamma[kC], dbeta[kC];
+  double skip[kSize], residual[kSize], dsum[kSize], dresidual[kSize];
+  double shift[kN * kC], scale[kN * kC], offset[kN * kC];
+  double dshift[kN * kC], dscale[kN * kC], doffset[kN * kC];
+  int64_t lengths[kN];
 };
 
-/* The loss whose gradients backward gives: the sum of dy * y. Keeps mean and rstd. */
+/* The loss whose gradients backward gives: the sum of dy * y, and of dsum * sum where there are
+ * neighbours. Keeps mean and rstd. */
 static double loss(struct gradients* g) {
-  double y[kSize];
+  double y[kSize], u[kSize];
   gn_forward_args args = make_args(g->x, y);
+  if (g->spec.scale != 0) {
+    args.skip = g->skip;
+    args.shift = g->shift;
+    args.residual = g->residual;
+    args.scale = g->scale;
+    args.offset = g->offset;
+    args.sum = u;
+    args.lengths = g->lengths;
+  }
   args.gamma = g->gamma;
   args.beta = g->beta;
   args.mean = g->mean;
   args.rstd = g->rstd;
   CHECK(gn_forward(&g->plan, &args, workspace, sizeof workspace, NULL) == GN_STATUS_OK);
   double sum = 0;
-  for (int i = 0; i < kSize; ++i) sum += g->dy[i] * y[i];
+  for (int i = 0; i < kSize; ++i) {
+    sum += g->dy[i] * y[i];
+    if (g->spec.scale != 0) sum += g->dsum[i] * u[i];
+  }
   return sum;
 }
 
@@ -373,6 +486,59 @@ static void test_backward_is_the_slope_of_forward(void) {
       CHECK(fabs(g.dbeta[c] - slope(&g, &g.beta[c])) < tolerance);
     }
   }
+}
+
+static void test_backward_of_neighbours(void) {
+  struct gradients g = make_gradients(GN_ACTIVATION_SILU);
+  g.spec.shift = g.spec.scale = g.spec.lengths = 1;
+  CHECK(gn_plan_make(&g.spec, NULL, &g.plan) == GN_STATUS_OK);
+  CHECK(gn_plan_workspace_bytes(&g.plan) <= sizeof workspace);
+  for (int i = 0; i < kSize; ++i) {
+    g.skip[i] = (double)(i * 5 % 13) / 3;
+    g.residual[i] = (double)(i * 3 % 8) / 4 - 1;
+    g.dsum[i] = (double)(i * 11 % 9) / 4;
+  }
+  for (int i = 0; i < kN * kC; ++i) {
+    g.shift[i] = (double)i / 2;
+    g.scale[i] = (double)(i % 3) / 2 - 0.25;
+    g.offset[i] = (double)(i % 5) / 2;
+  }
+  g.lengths[0] = kS;
+  g.lengths[1] = kS - 2;
+  loss(&g);
+  gn_backward_args args = make_backward_args(&g);
+  args.skip = g.skip;
+  args.shift = g.shift;
+  args.residual = g.residual;
+  args.scale = g.scale;
+  args.offset = g.offset;
+  args.lengths = g.lengths;
+  args.dsum = g.dsum;
+  args.dresidual = g.dresidual;
+  args.dshift = g.dshift;
+  args.dscale = g.dscale;
+  args.doffset = g.doffset;
+  CHECK(run_backward(&g, &args) == GN_STATUS_OK);
+  const double tolerance = 1e-7;
+  for (int i = 0; i < kSize; ++i) {
+    CHECK(fabs(g.dx[i] - slope(&g, &g.x[i])) < tolerance);
+    CHECK(fabs(g.dx[i] - slope(&g, &g.skip[i])) < tolerance);
+    CHECK(fabs(g.dresidual[i] - slope(&g, &g.residual[i])) < tolerance);
+  }
+  for (int i = 0; i < kN * kC; ++i) {
+    CHECK(fabs(g.dshift[i] - slope(&g, &g.shift[i])) < tolerance);
+    CHECK(fabs(g.dscale[i] - slope(&g, &g.scale[i])) < tolerance);
+    CHECK(fabs(g.doffset[i] - slope(&g, &g.offset[i])) < tolerance);
+  }
+  for (int c = 0; c < kC; ++c) {
+    CHECK(fabs(g.dgamma[c] - slope(&g, &g.gamma[c])) < tolerance);
+    CHECK(fabs(g.dbeta[c] - slope(&g, &g.beta[c])) < tolerance);
+  }
+  args.dshift = g.dx;
+  CHECK(run_backward(&g, &args) == GN_STATUS_OVERLAP_DSHIFT);
+  args.dshift = NULL;
+  args.dsum = (const char*)g.dsum + 1;
+  CHECK(run_backward(&g, &args) == GN_STATUS_MISALIGNED_DSUM);
 }
 
 static void test_backward_outputs(void) {
@@ -459,6 +625,12 @@ static void test_backward_errors(void) {
   newer.added = g.x;
   CHECK(run_backward(&g, &newer.args) == GN_STATUS_STRUCT_SIZE);
   for (int i = 0; i < kSize; ++i) CHECK(g.dx[i] == 42);
+  /* A caller of the first version, which ended with dbeta: nothing behind it is read. */
+  args = good;
+  args.struct_size = offsetof(gn_backward_args, skip);
+  args.skip = args.lengths = (const void*)&newer;
+  args.dshift = g.x;
+  CHECK(run_backward(&g, &args) == GN_STATUS_OK);
   newer.added = NULL;
   CHECK(run_backward(&g, &newer.args) == GN_STATUS_OK);
   CHECK(g.dx[0] != 42);
@@ -488,6 +660,8 @@ static void test_spec_errors(void) {
   EXPECT_REFUSED(correction, 2, GN_STATUS_CORRECTION);
   EXPECT_REFUSED(eps, -1, GN_STATUS_EPS);
   EXPECT_REFUSED(eps, (double)NAN, GN_STATUS_EPS);
+  EXPECT_REFUSED(sequence, -1, GN_STATUS_SEQUENCE);
+  EXPECT_REFUSED(sequence, kN + 1, GN_STATUS_SEQUENCE);
 
   /* Numbers that a cast to 8 bits would make good ones, among others. */
   const int32_t unknown[] = {-1, -256, 99, 255, 256, 257, 65536, INT32_MAX, INT32_MIN};
@@ -522,6 +696,11 @@ static void test_struct_sizes(void) {
     spec.struct_size = wrong[i];
     CHECK(gn_plan_make(&spec, NULL, &plan) == GN_STATUS_STRUCT_SIZE);
   }
+  /* A caller of the first version, which ended with param_stride: nothing behind it is read. */
+  gn_spec first = make_spec();
+  first.struct_size = offsetof(gn_spec, sequence);
+  first.sequence = first.shift = first.scale = first.lengths = -1;
+  CHECK(gn_plan_make(&first, NULL, &plan) == GN_STATUS_OK);
   newer.spec.struct_size = sizeof newer;
   CHECK(gn_plan_make(&newer.spec, NULL, &plan) == GN_STATUS_OK);
   newer.added = 1;
@@ -538,6 +717,11 @@ static void test_struct_sizes(void) {
     args.struct_size = wrong[i] == sizeof(gn_spec) - 1 ? sizeof args - 1 : wrong[i];
     CHECK(gn_forward(&plan, &args, workspace, sizeof workspace, NULL) == GN_STATUS_STRUCT_SIZE);
   }
+  gn_forward_args first_args = make_args(x, y);
+  first_args.struct_size = offsetof(gn_forward_args, skip);
+  first_args.skip = first_args.shift = first_args.lengths = (const void*)&newer;
+  first_args.sum = x;
+  CHECK(gn_forward(&plan, &first_args, workspace, sizeof workspace, NULL) == GN_STATUS_OK);
   newer_args.args.struct_size = sizeof newer_args;
   CHECK(gn_forward(&plan, &newer_args.args, workspace, sizeof workspace, NULL) == GN_STATUS_OK);
   newer_args.added = x;
@@ -776,7 +960,10 @@ int main(void) {
   test_status_strings();
   test_forward();
   test_options_arrive();
+  test_neighbours();
+  test_lengths();
   test_backward_is_the_slope_of_forward();
+  test_backward_of_neighbours();
   test_backward_outputs();
   test_backward_errors();
   test_spec_errors();
