@@ -60,11 +60,10 @@ class Columns {
   // f(rows, example) for the rows of each example, if they are to go `apart`; else for all of them.
   template <class F>
   void for_each_example(Range rows, bool apart, const F& f) const {
-    if (!apart) return f(rows, std::int64_t{0});
     const std::int64_t s = call_.spec.shape.s;
     for (std::int64_t row = rows.begin; row < rows.end;) {
-      const std::int64_t end = std::min(rows.end, (row / s + 1) * s);
-      f(Range{row, end}, row / s);
+      const std::int64_t end = apart ? std::min(rows.end, (row / s + 1) * s) : rows.end;
+      f(Range{row, end}, apart ? row / s : 0);  // the one call: f has large arrays
       row = end;
     }
   }
@@ -83,7 +82,16 @@ class Columns {
   // Rows [rows), taken `merged` at a time as one.
   void reduce_rows(std::int64_t unit, Range rows, std::int64_t merged, Moments* moments) const {
     const Range lanes = lanes_.lanes(unit);
-    const Forward& args = call_.args;
+    const bool fits = ((lanes.size() - 1) % kMaxLanes + 1) * merged >= call_.kernels.lanes;
+    // The kernels take u only where its columns fit them, and one row of shifts serves all rows.
+    const bool repeats = call_.args.shift != nullptr && merged > 1;
+    if (call_.sums() && (!fits || repeats)) return reduce_in_tiles(lanes, rows, merged, moments);
+    reduce_directly(lanes, rows, merged, moments);
+  }
+
+  // This and the next are not inlined, so that the arrays of one are on the stack alone.
+  [[gnu::noinline]] void reduce_directly(Range lanes, Range rows, std::int64_t merged,
+                                         Moments* moments) const {
     const std::int64_t example = rows.begin / call_.spec.shape.s;
     const std::int64_t channels = call_.spec.block.channels;
     double mean[kMaxLanes], m2[kMaxLanes];
@@ -92,11 +100,6 @@ class Columns {
       const std::int64_t index = rows.begin * width() + lanes.begin + lane;
       const std::int64_t column = rows.size() / merged;  // elements of one
       const bool fits = count * merged >= call_.kernels.lanes;
-      if (call_.sums() && (!fits || (args.shift != nullptr && merged > 1))) {
-        const std::int64_t first = lanes.begin + lane;
-        reduce_in_tiles(lanes, {first, first + count}, rows, merged, moments);
-        continue;
-      }
       if (fits) {
         call_.kernels.reduce_columns({call_.x(index), column, width() * merged, count * merged,
                                       trust_of(call_.spec), mean, m2, call_.join(index).skip,
@@ -114,14 +117,15 @@ class Columns {
     }
   }
 
-  // The same of u of lanes [all) of the unit's, tile by tile.
-  [[gnu::noinline]] void reduce_in_tiles(Range lanes, Range all, Range rows, std::int64_t merged,
+  // The same of u, tile by tile.
+  [[gnu::noinline]] void reduce_in_tiles(Range lanes, Range rows, std::int64_t merged,
                                          Moments* moments) const {
     const Tiles tiles(call_, false);
-    double mean[kMaxLanes], m2[kMaxLanes];
+    constexpr std::int64_t kMost = std::max(kTileLanes, kMergedLanes);
+    double mean[kMost], m2[kMost];
     Tile tile;
-    for (std::int64_t lane = all.begin; lane < all.end; lane += kTileLanes) {
-      const Range part{lane, std::min(lane + kTileLanes, all.end)};
+    for (std::int64_t lane = lanes.begin; lane < lanes.end; lane += kTileLanes) {
+      const Range part{lane, std::min(lane + kTileLanes, lanes.end)};
       const bool fits = part.size() * merged >= call_.kernels.lanes;
       const std::int64_t at_once = fits ? merged : 1, count = part.size() * at_once;
       const std::int64_t pitch = Tiles::pitch(count), most = tiles.rows(count) * at_once;

@@ -11,7 +11,7 @@
  *
  * A call computes in the standard floating-point environment, whatever is set in the threads that
  * it meets: it rounds to nearest, keeps subnormal numbers and traps nothing. It leaves the
- * environment as it was. A call takes up to 60 KB of stack forward and 76 KB backward, of
+ * environment as it was. A call takes up to 60 KB of stack forward and 80 KB backward, of
  * the thread that makes it and of each that runs a task.
  *
  *   gn_spec spec;

@@ -15,7 +15,7 @@
 // it meets: it rounds to nearest, keeps subnormal numbers and traps nothing. It leaves the
 // environment as it was. (Modes of the x87 are not looked at: nothing here uses it.)
 //
-// A call takes up to 60 KB of stack forward and 76 KB backward, of the thread that makes it
+// A call takes up to 60 KB of stack forward and 80 KB backward, of the thread that makes it
 // and of each that runs a task. Threads with smaller stacks than that and what their own code needs
 // must not call it: it would overrun them, into a guard page if there is one.
 #ifndef GROUPNORM_GROUPNORM_HPP

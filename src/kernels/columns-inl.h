@@ -180,8 +180,9 @@ HWY_NOINLINE ColumnMoments ExactColumns(const Kernels::Columns& args, std::int64
           hn::IfThenElse(finite, m2, hn::Add(sums.s2, hn::Inf(dd)))};
 }
 
+// Not inlined: a caller of two would have the sums of both on its stack.
 template <class T, class Source>
-HWY_INLINE void ReduceColumnsOf(const Kernels::Columns& args) {
+HWY_NOINLINE void ReduceColumnsOf(const Kernels::Columns& args) {
   using C = Compute<T>;
   const Source source(args);
   ColumnSums<C> sums(args.width);
