@@ -31,6 +31,7 @@ from ._layers import (
     Normalization,
     RmsNormalization,
 )
+from ._neighbours import NeighbourGradients, Neighbours
 from ._pieces import (
     GradientSums,
     Moments,
@@ -51,6 +52,8 @@ __all__ = [
     "InstanceNormalization",
     "LayerNormalization",
     "Moments",
+    "NeighbourGradients",
+    "Neighbours",
     "Normalization",
     "RmsNormalization",
     "__version__",

@@ -20,9 +20,12 @@ from ._arrays import (
     numpy_name,
 )
 from ._core import LAYOUTS, Plan, address, in_c_order
+from ._neighbours import Beside, NeighbourGradients, Neighbours, check_scale
 
-Result: TypeAlias = Any  # y, an Array; with return_statistics a tuple of Arrays
-Gradients: TypeAlias = tuple[Array, Array | None, Array | None]
+# y, an Array; with return_sum (y, sum); with return_statistics these and mean and rstd.
+Result: TypeAlias = Any
+Gradients: TypeAlias = tuple[Array, Array | None, Array | None]  # dx, dweight, dbias
+GradientResult: TypeAlias = Any  # Gradients; with neighbours NeighbourGradients
 
 _OTHER_LAYOUT = {"channels_first": "channels_last", "channels_last": "channels_first"}
 
@@ -43,6 +46,10 @@ class Blocks:
     params: tuple[tuple[int, ...], ...]  # shapes of weight: one a channel; one an example as well
     layout: str = "channels_first"  # the engine's, of x in C order
     other_axes: tuple[int, ...] = ()  # of x in the engine's other layout; (): it has none
+    sequence: int = 1  # examples that share one row of what is given by example, one of lengths
+    per_example: tuple[tuple[int, ...], ...] = ()  # shapes of what is given by example and channel
+    lengths: tuple[tuple[int, ...], int] | None = None  # their shape and the largest; None: no_...
+    no_lengths: str = ""  # why there are none
 
     def layout_of(self, x: Array) -> str | None:
         """Returns the layout in which x lies in memory; None if the engine cannot take it so."""
@@ -111,14 +118,30 @@ def _ncs(shape: tuple[int, ...], layout: str) -> tuple[int, int, int, tuple[int,
 def _grouped(shape: tuple[int, ...], num_groups: int | None, layout: str) -> Blocks:
     n, c, s, other = _ncs(shape, layout)
     groups, channels = _groups(c, num_groups)
-    return Blocks(n, c, s, 1, channels, (n, groups), ((c,), (n, c)), layout, other)
+    return Blocks(
+        *(n, c, s, 1, channels, (n, groups), ((c,), (n, c)), layout, other),
+        per_example=_per_example(shape, layout),
+        lengths=((n,), s) if len(shape) == 3 else None,
+        no_lengths=f"are of x of three axes, one of them positions; got shape {shape}",
+    )
 
 
 @functools.lru_cache(maxsize=1024)
 def _batched(shape: tuple[int, ...], num_groups: int | None, layout: str) -> Blocks:
     n, c, s, other = _ncs(shape, layout)
     groups, channels = _groups(c, num_groups)
-    return Blocks(n, c, s, n, channels, (groups,), ((c,), (n, c)), layout, other)
+    return Blocks(
+        *(n, c, s, n, channels, (groups,), ((c,), (n, c)), layout, other),
+        per_example=_per_example(shape, layout),
+        no_lengths="must be None where the statistics are those of several examples",
+    )
+
+
+def _per_example(shape: tuple[int, ...], layout: str) -> tuple[tuple[int, ...], ...]:
+    """Shapes of what is given by example and channel: [N, C], and that with axes of size 1."""
+    channel = 1 if layout == "channels_first" else len(shape) - 1
+    kept = tuple(size if axis in (0, channel) else 1 for axis, size in enumerate(shape))
+    return (shape[0], shape[channel]), kept
 
 
 def _groups(c: int, num_groups: int | None) -> tuple[int, int]:
@@ -140,7 +163,17 @@ def _trailing(shape: tuple[int, ...], normalized_shape: tuple[int, ...]) -> Bloc
             f"of shape {shape}; got {normalized_shape}"
         )
     c = math.prod(normalized_shape)
-    return Blocks(math.prod(rows), c, 1, 1, c, rows, (normalized_shape,))
+    first, others = rows[:1], rows[1:]
+    return Blocks(
+        *(math.prod(rows), c, 1, 1, c, rows, (normalized_shape,)),
+        sequence=max(math.prod(others), 1),
+        per_example=(
+            (*first, *normalized_shape),
+            (*first, *(1 for _ in others), *normalized_shape),
+        ),
+        lengths=(first, others[0]) if len(others) == 1 else None,
+        no_lengths=f"are of x of [N, L, *normalized_shape]; got shape {shape}",
+    )
 
 
 @functools.lru_cache(maxsize=1024)
@@ -155,6 +188,7 @@ def _plan(
     correction: int,
     center: bool,
     given_statistics: bool,
+    *neighbours: Any,  # Beside.settings
 ) -> Plan:
     """Makes the plan of the first call of a kind, where the values of its options are checked."""
     if correction not in (0, 1):
@@ -182,6 +216,7 @@ def _plan(
         center,
         given_statistics,
         param_stride,
+        *neighbours,
     )
 
 
@@ -193,18 +228,24 @@ def normalize(
     eps: float,
     activation: str | None,
     out: Array | None,
-    return_statistics: bool,
+    wanted: tuple[bool, bool],
+    neighbours: Neighbours | None = None,
     *,
     correction: int = 0,
     center: bool = True,
     given: tuple[Array, Array] | None = None,
 ) -> Result:
-    """Returns y, or (y, mean, rstd) with return_statistics.
+    """Returns y, or a tuple of it and what is wanted: the sum; and mean and rstd.
 
     x comes from as_array. `given` is (mean, rstd) in float64, to be used instead of x's own.
     """
+    return_sum, return_statistics = wanted
     data = dtype_of(x)
     gamma, beta, param, param_stride = _params(blocks, x, data, weight, bias)
+    beside = None
+    if neighbours or return_sum:
+        beside = Beside.of(blocks, x, neighbours or {})
+        param = _param_beside(blocks, data, gamma, beta, param, beside)
     if out is None:
         layout = blocks.layout_of(x)
         if layout is None:
@@ -224,6 +265,7 @@ def normalize(
         correction if type(correction) is int else as_integer("correction", correction),
         center,
         given is not None,
+        *(() if beside is None else beside.settings(blocks)),
     )
     mean = rstd = None
     if given is not None:
@@ -233,13 +275,26 @@ def normalize(
         if x.size == 0:  # the engine writes nothing
             mean.fill(numpy.nan)
             rstd.fill(numpy.nan)
+    total = None
     try:
-        plan.normalize(x, y, gamma, beta, mean, rstd, *_threads())
+        if beside is None:
+            plan.normalize(x, y, gamma, beta, mean, rstd, *_threads())
+        else:
+            beside = beside.in_layout(blocks, layout)
+            total = numpy.empty_like(y) if return_sum else None
+            addresses = map(address, (x, y, gamma, beta, mean, rstd))
+            plan.forward_with(*addresses, beside.addresses(), address(total), *_threads())
     except ValueError:
         # The engine has refused an overlap, quicker than NumPy finds it, but knows no names.
         for name, array in (("x", x), ("weight", gamma), ("bias", beta)):
             _check_apart(y, name, array)
+        if beside is not None:
+            beside.check_lengths(blocks)
+            for name, array in beside._asdict().items():
+                _check_apart(y, name, array)
         raise
+    if return_sum:
+        return (y, total, mean, rstd) if return_statistics else (y, total)
     return (y, mean, rstd) if return_statistics else y
 
 
@@ -252,18 +307,63 @@ def differentiate(
     mean: ArrayLike | None,
     rstd: ArrayLike,
     activation: str | None,
+    dsum: ArrayLike | None = None,
+    neighbours: Neighbours | None = None,
     *,
     correction: int = 0,
     center: bool = True,
     given_statistics: bool = False,
-) -> Gradients:
-    """Returns dx, dweight (None without weight) and dbias (None without weight and bias)."""
+) -> GradientResult:
+    """Returns dx, dweight (None without weight), dbias (None without weight and bias), and more."""
     rule = (correction, center, given_statistics)
-    call = _Backward.of(blocks, dy, x, weight, bias, mean, rstd, activation, rule)
+    beside = None
+    if neighbours or dsum is not None:
+        beside = Beside.of(blocks, x, neighbours or {})
+    call = _Backward.of(blocks, dy, x, weight, bias, mean, rstd, activation, rule, beside)
     dx = numpy.empty_like(call.x)
     dgamma, dbeta = call.gradients()
-    call.plan.backward(*call.inputs(), address(dx), address(dgamma), address(dbeta), *_threads())
-    return dx, dgamma, dbeta
+    if beside is None:
+        found = (address(dx), address(dgamma), address(dbeta))
+        call.plan.backward(*call.inputs(), *found, *_threads())
+        return dx, dgamma, dbeta
+    return _differentiate_beside(blocks, call, beside, dsum, dx, dgamma, dbeta)
+
+
+def _differentiate_beside(
+    blocks: Blocks,
+    call: "_Backward",
+    beside: Beside,
+    dsum: ArrayLike | None,
+    dx: Array,
+    dgamma: Array | None,
+    dbeta: Array | None,
+) -> NeighbourGradients:
+    layout = blocks.layout_of(call.x) or blocks.layout
+    beside = beside.in_layout(blocks, layout)
+    added = None
+    if dsum is not None:
+        added = as_array("dsum", dsum)
+        if _differ(added, call.x):
+            raise _unlike("dsum", added, "x", call.x)
+        added = blocks.in_layout(added, layout)
+    dshift, dresidual, dscale, doffset = (
+        None if array is None else numpy.empty_like(array)
+        for array in (beside.shift, beside.residual, beside.scale, beside.offset)
+    )
+    gradients = (dx, dgamma, dbeta, dshift, dresidual, dscale, doffset)
+    try:
+        call.plan.backward_with(
+            *call.inputs(),
+            beside.addresses(),
+            address(added),
+            tuple(map(address, gradients)),
+            *_threads(),
+        )
+    except ValueError:
+        beside.check_lengths(blocks)
+        raise
+    pair = None if dscale is None or doffset is None else (dscale, doffset)
+    return NeighbourGradients(dx, dgamma, dbeta, dshift, dresidual, pair)
 
 
 def _threads() -> tuple[Any, int]:
@@ -293,6 +393,7 @@ class _Backward(NamedTuple):
         rstd: ArrayLike,
         activation: str | None,
         rule: tuple[int, bool, bool],
+        beside: Beside | None = None,
     ) -> "_Backward":
         """`rule` is correction, center and given_statistics."""
         data = dtype_of(x)
@@ -300,6 +401,8 @@ class _Backward(NamedTuple):
         if _differ(dy, x):
             raise _unlike("dy", dy, "x", x)
         gamma, beta, param, param_stride = _params(blocks, x, data, weight, bias)
+        if beside is not None:
+            param = _param_beside(blocks, data, gamma, beta, param, beside)
         means = None if mean is None else _statistics("mean", mean, blocks)
         rstds = _statistics("rstd", rstd, blocks)
         layout = blocks.layout_of(x) or blocks.layout
@@ -314,6 +417,7 @@ class _Backward(NamedTuple):
             0.0,  # rstd contains it
             as_integer("correction", rule[0]),
             *rule[1:],
+            *(() if beside is None else beside.settings(blocks)),
         )
         return cls(plan, x, dy, gamma, beta, means, rstds)
 
@@ -426,11 +530,35 @@ def _param(
     if shape not in blocks.params:
         shapes = " or ".join(map(str, blocks.params))
         raise ValueError(f"{name}: must have shape {shapes} for this x; got {shape}")
+    _check_param(name, data, dtype)
+    return dtype, 0 if shape == blocks.params[0] else blocks.c
+
+
+def _check_param(name: str, data: str, dtype: str) -> None:
     narrow = data in ("f16", "bf16")
     if dtype != data and not (narrow and dtype == "f32"):
         rule = f"{numpy_name(data)}, as x is" + (", or float32" if narrow else "")
         raise TypeError(f"{name}: must be {rule}; got {numpy_name(dtype)}")
-    return dtype, 0 if shape == blocks.params[0] else blocks.c
+
+
+def _param_beside(
+    blocks: Blocks,
+    data: str,
+    gamma: Array | None,
+    beta: Array | None,
+    param: str,
+    beside: Beside,
+) -> str:
+    """Returns the dtype of all parameters: scale and offset are in that of weight and bias."""
+    if beside.scale is None:
+        return param
+    model = "bias" if gamma is None else "weight"
+    if gamma is None and beta is None:
+        model, param = "scale_shift[0]", dtype_of(beside.scale)
+        _check_param(model, data, param)
+    check_scale("scale_shift[0]", beside.scale, model, param)
+    check_scale("scale_shift[1]", beside.offset, model, param)
+    return param
 
 
 def _statistics(name: str, value: ArrayLike, blocks: Blocks) -> Array:

@@ -1,14 +1,14 @@
 """The norms as functions of arrays."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 
 from ._arrays import Array, ArrayLike, as_array, as_float
 from ._blocks import (
     Blocks,
-    Gradients,
+    GradientResult,
     Result,
     batched,
     differentiate,
@@ -16,6 +16,10 @@ from ._blocks import (
     normalize,
     trailing,
 )
+from ._neighbours import Neighbours
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def group_norm(
@@ -30,6 +34,8 @@ def group_norm(
     correction: int = 0,
     out: Array | None = None,
     return_statistics: bool = False,
+    return_sum: bool = False,
+    **neighbours: "Unpack[Neighbours]",
 ) -> Result:
     """Normalizes groups of channels, each example by itself (Wu & He, arXiv:1803.08494).
 
@@ -56,11 +62,15 @@ def group_norm(
             the shape and dtype of x. It may be x itself, but must not overlap x otherwise, nor
             weight or bias.
         return_statistics: whether to return mean and rstd too, as group_norm_backward takes them.
+        return_sum: whether to return x + skip + shift too, rounded once to the dtype of x.
+        neighbours: skip, shift, residual, scale_shift and lengths; see Neighbours. `out` may be
+            skip or residual itself.
 
     Returns:
-        y, in the shape and dtype of x, and in its memory order if x is read without a copy. Or
-        (y, mean, rstd), float64 of shape [N, num_groups], rstd = 1 / sqrt(var + eps); NaN where x
-        is empty.
+        y, in the shape and dtype of x, and in its memory order if x is read without a copy. With
+        return_sum (y, sum). With return_statistics these are followed by mean and rstd, float64 of
+        shape [N, num_groups], rstd = 1 / sqrt(var + eps); NaN where x is empty, 0 where a length
+        is 0.
 
     Raises:
         TypeError: an argument is of the wrong type or dtype.
@@ -68,8 +78,9 @@ def group_norm(
     """
     x = as_array("x", x)
     blocks = grouped(x.shape, num_groups, layout)
+    wanted = return_sum, return_statistics
     return normalize(
-        blocks, x, weight, bias, eps, activation, out, return_statistics, correction=correction
+        blocks, x, weight, bias, eps, activation, out, wanted, neighbours, correction=correction
     )
 
 
@@ -85,7 +96,9 @@ def group_norm_backward(
     activation: str | None = None,
     layout: str = "channels_first",
     correction: int = 0,
-) -> Gradients:
+    dsum: ArrayLike | None = None,
+    **neighbours: "Unpack[Neighbours]",
+) -> GradientResult:
     """Differentiates group_norm: from dy = dL/dy to dL/dx, dL/dweight and dL/dbias.
 
     Args:
@@ -100,10 +113,13 @@ def group_norm_backward(
         activation: of group_norm.
         layout: of group_norm.
         correction: of group_norm.
+        dsum: dL/dsum of the sum that return_sum gave, in the shape and dtype of x.
+        neighbours: of group_norm.
 
     Returns:
         dx in the shape and dtype of x; dweight and dbias in those of weight (of bias, without
-        weight). dweight is None without weight, dbias without both.
+        weight). dweight is None without weight, dbias without both. With neighbours or dsum, these
+        and dshift, dresidual and dscale_shift; see NeighbourGradients.
 
     Raises:
         TypeError: an argument is of the wrong type or dtype.
@@ -111,7 +127,9 @@ def group_norm_backward(
     """
     x = as_array("x", x)
     blocks = grouped(x.shape, num_groups, layout)
-    return differentiate(blocks, dy, x, weight, bias, mean, rstd, activation, correction=correction)
+    return differentiate(
+        blocks, dy, x, weight, bias, mean, rstd, activation, dsum, neighbours, correction=correction
+    )
 
 
 def layer_norm(
@@ -125,6 +143,8 @@ def layer_norm(
     correction: int = 0,
     out: Array | None = None,
     return_statistics: bool = False,
+    return_sum: bool = False,
+    **neighbours: "Unpack[Neighbours]",
 ) -> Result:
     """Normalizes over the last axes of x (Ba, Kiros & Hinton, arXiv:1607.06450).
 
@@ -141,9 +161,11 @@ def layer_norm(
         correction: see group_norm.
         out: see group_norm; in C order.
         return_statistics: whether to return mean and rstd too.
+        return_sum: see group_norm.
+        neighbours: see Neighbours.
 
     Returns:
-        y, or (y, mean, rstd): float64, of the shape of x without normalized_shape.
+        y, or a tuple as of group_norm; mean and rstd of the shape of x without normalized_shape.
 
     Raises:
         TypeError: an argument is of the wrong type or dtype.
@@ -151,8 +173,9 @@ def layer_norm(
     """
     x = as_array("x", x)
     blocks = trailing(x.shape, normalized_shape)
+    wanted = return_sum, return_statistics
     return normalize(
-        blocks, x, weight, bias, eps, activation, out, return_statistics, correction=correction
+        blocks, x, weight, bias, eps, activation, out, wanted, neighbours, correction=correction
     )
 
 
@@ -167,11 +190,15 @@ def layer_norm_backward(
     bias: ArrayLike | None = None,
     activation: str | None = None,
     correction: int = 0,
-) -> Gradients:
+    dsum: ArrayLike | None = None,
+    **neighbours: "Unpack[Neighbours]",
+) -> GradientResult:
     """Differentiates layer_norm; see group_norm_backward."""
     x = as_array("x", x)
     blocks = trailing(x.shape, normalized_shape)
-    return differentiate(blocks, dy, x, weight, bias, mean, rstd, activation, correction=correction)
+    return differentiate(
+        blocks, dy, x, weight, bias, mean, rstd, activation, dsum, neighbours, correction=correction
+    )
 
 
 def rms_norm(
@@ -184,20 +211,23 @@ def rms_norm(
     activation: str | None = None,
     out: Array | None = None,
     return_statistics: bool = False,
+    return_sum: bool = False,
+    **neighbours: "Unpack[Neighbours]",
 ) -> Result:
     """Divides by the root of the mean square over the last axes (arXiv:1910.07467).
 
     As layer_norm, but nothing is subtracted: y = weight * x / sqrt(mean(x^2) + eps) + bias.
 
     Returns:
-        y, or (y, rstd): float64, of the shape of x without normalized_shape.
+        y, or a tuple as of layer_norm, without mean.
     """
     x = as_array("x", x)
     blocks = trailing(x.shape, normalized_shape)
+    wanted = return_sum, return_statistics
     result = normalize(
-        blocks, x, weight, bias, eps, activation, out, return_statistics, center=False
+        blocks, x, weight, bias, eps, activation, out, wanted, neighbours, center=False
     )
-    return (result[0], result[2]) if return_statistics else result
+    return (*result[:-2], result[-1]) if return_statistics else result
 
 
 def rms_norm_backward(
@@ -209,11 +239,15 @@ def rms_norm_backward(
     *,
     bias: ArrayLike | None = None,
     activation: str | None = None,
-) -> Gradients:
+    dsum: ArrayLike | None = None,
+    **neighbours: "Unpack[Neighbours]",
+) -> GradientResult:
     """Differentiates rms_norm; see group_norm_backward."""
     x = as_array("x", x)
     blocks = trailing(x.shape, normalized_shape)
-    return differentiate(blocks, dy, x, weight, bias, None, rstd, activation, center=False)
+    return differentiate(
+        blocks, dy, x, weight, bias, None, rstd, activation, dsum, neighbours, center=False
+    )
 
 
 def instance_norm(
@@ -227,6 +261,8 @@ def instance_norm(
     correction: int = 0,
     out: Array | None = None,
     return_statistics: bool = False,
+    return_sum: bool = False,
+    **neighbours: "Unpack[Neighbours]",
 ) -> Result:
     """Normalizes each channel of each example (Ulyanov, Vedaldi & Lempitsky, arXiv:1607.08022).
 
@@ -235,8 +271,9 @@ def instance_norm(
     """
     x = as_array("x", x)
     blocks = grouped(x.shape, None, layout)
+    wanted = return_sum, return_statistics
     return normalize(
-        blocks, x, weight, bias, eps, activation, out, return_statistics, correction=correction
+        blocks, x, weight, bias, eps, activation, out, wanted, neighbours, correction=correction
     )
 
 
@@ -251,11 +288,15 @@ def instance_norm_backward(
     activation: str | None = None,
     layout: str = "channels_first",
     correction: int = 0,
-) -> Gradients:
+    dsum: ArrayLike | None = None,
+    **neighbours: "Unpack[Neighbours]",
+) -> GradientResult:
     """Differentiates instance_norm; see group_norm_backward."""
     x = as_array("x", x)
     blocks = grouped(x.shape, None, layout)
-    return differentiate(blocks, dy, x, weight, bias, mean, rstd, activation, correction=correction)
+    return differentiate(
+        blocks, dy, x, weight, bias, mean, rstd, activation, dsum, neighbours, correction=correction
+    )
 
 
 def batch_norm(
@@ -272,6 +313,8 @@ def batch_norm(
     layout: str = "channels_first",
     out: Array | None = None,
     return_statistics: bool = False,
+    return_sum: bool = False,
+    **neighbours: "Unpack[Neighbours]",
 ) -> Result:
     """Normalizes each channel over all examples (Ioffe & Szegedy, arXiv:1502.03167).
 
@@ -296,9 +339,12 @@ def batch_norm(
         layout: see group_norm.
         out: see group_norm. It must not overlap the running arrays either.
         return_statistics: whether to return mean and rstd too, as batch_norm_backward takes them.
+        return_sum: see group_norm.
+        neighbours: see Neighbours. Running statistics are those of x + skip + shift; lengths must
+            be None.
 
     Returns:
-        y, or (y, mean, rstd): the statistics used, float64 of shape [C].
+        y, or a tuple as of group_norm; mean and rstd are the statistics used, of shape [C].
 
     Raises:
         TypeError: an argument is of the wrong type or dtype.
@@ -321,14 +367,19 @@ def batch_norm(
         if running is not None:
             _check_running(name, running, blocks, training, out)
     given = None if training else _given(running_mean, running_var, eps)
-    y, mean, rstd = normalize(blocks, x, weight, bias, eps, activation, out, True, given=given)
+    wanted = return_sum, True
+    *results, mean, rstd = normalize(
+        blocks, x, weight, bias, eps, activation, out, wanted, neighbours, given=given
+    )
     if training and running_mean is not None and x.size:
         # rstd is 0 where var + eps is 0. Rounding may leave 1 / rstd^2 a hair below eps.
         with numpy.errstate(divide="ignore"):
             var = numpy.where(rstd == 0, 0, numpy.maximum(1 / rstd**2 - eps, 0)) * (m / (m - 1))
         _move(running_mean, mean, momentum)
         _move(running_var, var, momentum)
-    return (y, mean, rstd) if return_statistics else y
+    if return_statistics:
+        results += [mean, rstd]
+    return tuple(results) if len(results) > 1 else results[0]
 
 
 def batch_norm_backward(
@@ -342,16 +393,17 @@ def batch_norm_backward(
     training: bool = True,
     activation: str | None = None,
     layout: str = "channels_first",
-) -> Gradients:
+    dsum: ArrayLike | None = None,
+    **neighbours: "Unpack[Neighbours]",
+) -> GradientResult:
     """Differentiates batch_norm; see group_norm_backward.
 
     Without `training`, mean and rstd were the running ones: constants, of which x is no part.
     """
     x = as_array("x", x)
     blocks = batched(x.shape, layout)
-    return differentiate(
-        blocks, dy, x, weight, bias, mean, rstd, activation, given_statistics=not training
-    )
+    arrays = blocks, dy, x, weight, bias, mean, rstd
+    return differentiate(*arrays, activation, dsum, neighbours, given_statistics=not training)
 
 
 def as_momentum(momentum: float) -> float:

@@ -164,7 +164,7 @@ class Normalization:
             self.eps,
             self.activation,
             out,
-            True,
+            (False, True),
             correction=self.correction,
             center=self._center,
         )

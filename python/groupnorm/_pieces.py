@@ -273,7 +273,7 @@ def normalize(
     blocks = _blocks_of(x, moments, normalized_shape, layout)
     given = moments._finish(eps, correction, center)
     y: Array = _blocks.normalize(
-        blocks, x, weight, bias, eps, activation, out, False, center=center, given=given
+        *(blocks, x, weight, bias, eps, activation, out, (False, False)), center=center, given=given
     )
     return y
 

@@ -5,12 +5,14 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -148,7 +150,8 @@ T* at(std::uintptr_t address) {
 Plan make_plan(std::int64_t n, std::int64_t c, std::int64_t s, std::int64_t examples,
                std::int64_t channels, const std::string& layout, const std::string& data,
                const std::string& param, const std::string& activation, double eps, int correction,
-               bool center, bool given_statistics, std::int64_t param_stride) {
+               bool center, bool given_statistics, std::int64_t param_stride, std::int64_t sequence,
+               bool shift, bool scale, bool lengths) {
   const Spec spec{.shape = {n, c, s},
                   .block = {examples, channels},
                   .layout = find<Layout>(layout, Status::unknown_layout),
@@ -159,15 +162,18 @@ Plan make_plan(std::int64_t n, std::int64_t c, std::int64_t s, std::int64_t exam
                   .given_statistics = given_statistics,
                   .correction = correction,
                   .eps = eps,
-                  .param_stride = param_stride};
+                  .param_stride = param_stride,
+                  .sequence = sequence,
+                  .shift = shift,
+                  .scale = scale,
+                  .lengths = lengths};
   Plan plan;
   require(Plan::make(spec, &plan), spec);
   return plan;
 }
 
-void forward(const Plan& plan, std::uintptr_t x, std::uintptr_t y, std::uintptr_t gamma,
-             std::uintptr_t beta, std::uintptr_t mean, std::uintptr_t rstd, const Threads& threads,
-             int count) {
+Forward forward_args(const Plan& plan, std::uintptr_t x, std::uintptr_t y, std::uintptr_t gamma,
+                     std::uintptr_t beta, std::uintptr_t mean, std::uintptr_t rstd) {
   Forward args{.x = at<const void>(x),
                .y = at<void>(y),
                .gamma = at<const void>(gamma),
@@ -179,28 +185,88 @@ void forward(const Plan& plan, std::uintptr_t x, std::uintptr_t y, std::uintptr_
     args.mean = at<double>(mean);
     args.rstd = at<double>(rstd);
   }
+  return args;
+}
+
+void run(const Plan& plan, const Forward& args, const Threads& threads, int count) {
   const Workspace workspace(plan.workspace_bytes());
   require(call_engine(
               plan, [&] { return plan.forward(args, workspace.span(), threads.executor(count)); }),
           plan.spec());
 }
 
-void backward(const Plan& plan, std::uintptr_t x, std::uintptr_t dy, std::uintptr_t gamma,
-              std::uintptr_t beta, std::uintptr_t mean, std::uintptr_t rstd, std::uintptr_t dx,
-              std::uintptr_t dgamma, std::uintptr_t dbeta, const Threads& threads, int count) {
-  const Backward args{.x = at<const void>(x),
-                      .dy = at<const void>(dy),
-                      .gamma = at<const void>(gamma),
-                      .beta = at<const void>(beta),
-                      .mean = at<const double>(mean),
-                      .rstd = at<const double>(rstd),
-                      .dx = at<void>(dx),
-                      .dgamma = at<void>(dgamma),
-                      .dbeta = at<void>(dbeta)};
+void forward(const Plan& plan, std::uintptr_t x, std::uintptr_t y, std::uintptr_t gamma,
+             std::uintptr_t beta, std::uintptr_t mean, std::uintptr_t rstd, const Threads& threads,
+             int count) {
+  run(plan, forward_args(plan, x, y, gamma, beta, mean, rstd), threads, count);
+}
+
+// Addresses of skip, shift, residual, scale, offset and lengths: the neighbours that a call reads.
+using Neighbours = std::array<std::uintptr_t, 6>;
+
+template <class Args>
+void set_neighbours(const Neighbours& neighbours, Args* args) {
+  const auto [skip, shift, residual, scale, offset, lengths] = neighbours;
+  args->skip = at<const void>(skip);
+  args->shift = at<const void>(shift);
+  args->residual = at<const void>(residual);
+  args->scale = at<const void>(scale);
+  args->offset = at<const void>(offset);
+  args->lengths = at<const std::int64_t>(lengths);
+}
+
+void forward_with(const Plan& plan, std::uintptr_t x, std::uintptr_t y, std::uintptr_t gamma,
+                  std::uintptr_t beta, std::uintptr_t mean, std::uintptr_t rstd,
+                  const Neighbours& neighbours, std::uintptr_t sum, const Threads& threads,
+                  int count) {
+  Forward args = forward_args(plan, x, y, gamma, beta, mean, rstd);
+  set_neighbours(neighbours, &args);
+  args.sum = at<void>(sum);
+  run(plan, args, threads, count);
+}
+
+Backward backward_args(std::uintptr_t x, std::uintptr_t dy, std::uintptr_t gamma,
+                       std::uintptr_t beta, std::uintptr_t mean, std::uintptr_t rstd,
+                       std::uintptr_t dx, std::uintptr_t dgamma, std::uintptr_t dbeta) {
+  return {.x = at<const void>(x),
+          .dy = at<const void>(dy),
+          .gamma = at<const void>(gamma),
+          .beta = at<const void>(beta),
+          .mean = at<const double>(mean),
+          .rstd = at<const double>(rstd),
+          .dx = at<void>(dx),
+          .dgamma = at<void>(dgamma),
+          .dbeta = at<void>(dbeta)};
+}
+
+void run(const Plan& plan, const Backward& args, const Threads& threads, int count) {
   const Workspace workspace(plan.backward_workspace_bytes());
   require(call_engine(
               plan, [&] { return plan.backward(args, workspace.span(), threads.executor(count)); }),
           plan.spec());
+}
+
+void backward(const Plan& plan, std::uintptr_t x, std::uintptr_t dy, std::uintptr_t gamma,
+              std::uintptr_t beta, std::uintptr_t mean, std::uintptr_t rstd, std::uintptr_t dx,
+              std::uintptr_t dgamma, std::uintptr_t dbeta, const Threads& threads, int count) {
+  run(plan, backward_args(x, dy, gamma, beta, mean, rstd, dx, dgamma, dbeta), threads, count);
+}
+
+// `gradients`: addresses of dx, dgamma, dbeta, dshift, dresidual, dscale and doffset.
+void backward_with(const Plan& plan, std::uintptr_t x, std::uintptr_t dy, std::uintptr_t gamma,
+                   std::uintptr_t beta, std::uintptr_t mean, std::uintptr_t rstd,
+                   const Neighbours& neighbours, std::uintptr_t dsum,
+                   const std::array<std::uintptr_t, 7>& gradients, const Threads& threads,
+                   int count) {
+  const auto [dx, dgamma, dbeta, dshift, dresidual, dscale, doffset] = gradients;
+  Backward args = backward_args(x, dy, gamma, beta, mean, rstd, dx, dgamma, dbeta);
+  set_neighbours(neighbours, &args);
+  args.dsum = at<const void>(dsum);
+  args.dshift = at<void>(dshift);
+  args.dresidual = at<void>(dresidual);
+  args.dscale = at<void>(dscale);
+  args.doffset = at<void>(doffset);
+  run(plan, args, threads, count);
 }
 
 void reduce(const Plan& plan, std::uintptr_t x, std::uintptr_t moments, const Threads& threads,
@@ -303,14 +369,16 @@ NB_MODULE(_core, module) {
           [](Plan* self, std::int64_t n, std::int64_t c, std::int64_t s, std::int64_t examples,
              std::int64_t channels, const std::string& layout, const std::string& data,
              const std::string& param, const std::string& activation, double eps, int correction,
-             bool center, bool given_statistics, std::int64_t param_stride) {
-            new (self)
-                Plan(gp::make_plan(n, c, s, examples, channels, layout, data, param, activation,
-                                   eps, correction, center, given_statistics, param_stride));
+             bool center, bool given_statistics, std::int64_t param_stride, std::int64_t sequence,
+             bool shift, bool scale, bool lengths) {
+            new (self) Plan(gp::make_plan(n, c, s, examples, channels, layout, data, param,
+                                          activation, eps, correction, center, given_statistics,
+                                          param_stride, sequence, shift, scale, lengths));
           },
           "n"_a, "c"_a, "s"_a, "examples"_a, "channels"_a, "layout"_a, "data"_a, "param"_a,
           "activation"_a = "none", "eps"_a = 1e-5, "correction"_a = 0, "center"_a = true,
-          "given_statistics"_a = false, "param_stride"_a = 0,
+          "given_statistics"_a = false, "param_stride"_a = 0, "sequence"_a = 1, "shift"_a = false,
+          "scale"_a = false, "lengths"_a = false,
           "Of [n, c, s] with blocks of examples x channels. ValueError names the broken rule.")
       .def_prop_ro("blocks", &Plan::blocks, "How many means and rstds there are.")
       .def_prop_ro("block_elements", &Plan::block_elements, "m, the elements of a block.")
@@ -319,12 +387,19 @@ NB_MODULE(_core, module) {
            "threads"_a, "count"_a,
            "Addresses; 0 stands for null. mean and rstd are float64, one a block: written, or read "
            "where the statistics are given. y may be x.")
+      .def("forward_with", &gp::forward_with, "x"_a, "y"_a, "gamma"_a, "beta"_a, "mean"_a, "rstd"_a,
+           "neighbours"_a, "sum"_a, "threads"_a, "count"_a,
+           "forward, with the addresses of skip, shift, residual, scale, offset, lengths, and sum.")
       .def("normalize", &gp::normalize, "x"_a, "y"_a, "gamma"_a.none(), "beta"_a.none(),
            "mean"_a.none(), "rstd"_a.none(), "threads"_a, "count"_a,
            "forward of NumPy arrays, which lie as the engine takes them; None stands for null.")
       .def("backward", &gp::backward, "x"_a, "dy"_a, "gamma"_a, "beta"_a, "mean"_a, "rstd"_a,
            "dx"_a, "dgamma"_a, "dbeta"_a, "threads"_a, "count"_a,
            "Addresses; 0 stands for null. dgamma and dbeta are overwritten. dx may be dy.")
+      .def("backward_with", &gp::backward_with, "x"_a, "dy"_a, "gamma"_a, "beta"_a, "mean"_a,
+           "rstd"_a, "neighbours"_a, "dsum"_a, "gradients"_a, "threads"_a, "count"_a,
+           "backward, with the addresses of the neighbours as in forward_with, of dsum, and of dx, "
+           "dgamma, dbeta, dshift, dresidual, dscale, doffset.")
       .def("reduce", &gp::reduce, "x"_a, "moments"_a, "threads"_a, "count"_a,
            "Addresses. moments: count, mean and m2 of each block, float64; zeros of an empty x.")
       .def("finish", &gp::finish, "moments"_a, "blocks"_a, "mean"_a, "rstd"_a,

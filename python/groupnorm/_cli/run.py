@@ -248,10 +248,9 @@ class _Norm:
         try:
             _, mean, rstd = normalize(
                 *(self.blocks, x, self.gamma, self.beta),
-                *(options.eps, options.activation, x),
+                *(options.eps, options.activation, x, (False, True)),
                 correction=options.correction,
                 center=self.name not in ("rms", "group_rms"),
-                return_statistics=True,
             )
         except (TypeError, ValueError) as error:
             raise BadInput(str(error)) from error
