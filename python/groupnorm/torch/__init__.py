@@ -15,8 +15,9 @@ such operator"; torch.package and pickles of modules import it by themselves.
 
 from . import export as export  # what it registers
 from . import functional
+from ._neighbours import Neighbours
 from ._override import disable, enable, enabled, override
-from .modules import GroupNorm, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d, LayerNorm
+from .modules import GroupNorm, InstanceNorm1d, InstanceNorm2d, InstanceNorm3d, LayerNorm, RMSNorm
 from .replace import (
     Report,
     batch_norm_to_group_norm_,
@@ -30,6 +31,8 @@ __all__ = [
     "InstanceNorm2d",
     "InstanceNorm3d",
     "LayerNorm",
+    "Neighbours",
+    "RMSNorm",
     "Report",
     "batch_norm_to_group_norm_",
     "disable",

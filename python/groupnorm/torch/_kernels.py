@@ -122,7 +122,7 @@ class Norm(NamedTuple):
 
     Attributes:
         plan: of the engine.
-        settings: num_groups, eps, activation.
+        settings: num_groups, eps, activation; with neighbours a Rule.
         rows: (n, c) where it is of rows, which the operators take as [n, c]; else None.
         format: the memory format of y and dx.
         dense: whether x lies in that format; else it has to be copied.
@@ -131,7 +131,7 @@ class Norm(NamedTuple):
     """
 
     plan: _core.Plan
-    settings: tuple[int, float, str]
+    settings: tuple[Any, ...]
     rows: tuple[int, int] | None
     format: torch.memory_format
     dense: bool
@@ -262,6 +262,188 @@ def backward(
         torch.get_num_threads(),
     )
     return dx, dweight, dbias
+
+
+# ---- with neighbours
+
+
+class Inputs(NamedTuple):
+    """The tensors of a norm with neighbours: u = x + skip + shift in the place of x, and
+
+        y = activation((weight uhat + bias) (1 + scale) + offset + residual)
+
+    x, skip and residual are of one shape and dtype; shift, scale and offset [n / sequence, c], the
+    former in the dtype of x, the others in that of weight and bias; lengths [n / sequence] int64.
+    """
+
+    x: Tensor
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    skip: Tensor | None = None
+    shift: Tensor | None = None
+    residual: Tensor | None = None
+    scale: Tensor | None = None
+    offset: Tensor | None = None
+    lengths: Tensor | None = None
+
+    def params(self) -> list[Tensor]:
+        """Those of one dtype that are there: of weight."""
+        params = (self.weight, self.bias, self.scale, self.offset)
+        return [p for p in params if p is not None]
+
+
+class Rule(NamedTuple):
+    """What is computed of them: [n, c, ...] in so many groups of channels.
+
+    sequence: examples (rows of layer norm) that share a row of shift, scale and offset, and one of
+    lengths, which count examples then; else they count positions of the last axis.
+    """
+
+    num_groups: int
+    sequence: int
+    eps: float
+    activation: str
+    center: bool
+
+
+@functools.lru_cache(maxsize=1024)
+def _find_norm_with(
+    see: See,
+    of: Any,
+    shape: torch.Size,
+    strides: tuple[int, ...],
+    dtype: torch.dtype,
+    param: torch.dtype,
+    there: tuple[bool, bool, bool],
+    rule: Rule,
+) -> Norm:
+    seen = see(shape, of)
+    assert seen is not None
+    x = torch.empty_strided(shape, strides, device="meta")
+    form = memory_format(see, x)
+    plan = _core.Plan(
+        *(seen.n, seen.c, seen.s, 1, seen.c // seen.groups),
+        "channels_first" if form is torch.contiguous_format else "channels_last",
+        DTYPES[dtype],
+        DTYPES[param],
+        rule.activation,
+        rule.eps,
+        center=rule.center,
+        sequence=rule.sequence,
+        shift=there[0],
+        scale=there[1],
+        lengths=there[2],
+    )
+    return Norm(
+        plan,
+        rule,
+        (seen.n, seen.c) if see is see_rows else None,
+        form,
+        x.is_contiguous(memory_format=form),
+        strides == torch.empty_like(x, memory_format=form).stride(),
+    )
+
+
+def find_norm_with(see: See, of: Any, inputs: Inputs, rule: Rule) -> Norm:
+    """Of inputs that are known to fit."""
+    x = inputs.x
+    params = inputs.params()
+    there = inputs.shift is not None, inputs.scale is not None, inputs.lengths is not None
+    param = params[0].dtype if params else x.dtype
+    return _find_norm_with(see, of, x.shape, x.stride(), x.dtype, param, there, rule)
+
+
+def dense(inputs: Inputs, norm: Norm) -> Inputs:
+    """The inputs as the engine takes them: copies of what lies otherwise."""
+    x, weight, bias, skip, shift, residual, scale, offset, lengths = inputs
+    form = norm.format
+    return Inputs(
+        x if norm.dense else x.contiguous(memory_format=form),
+        None if weight is None else weight.contiguous(),
+        None if bias is None else bias.contiguous(),
+        None if skip is None else skip.contiguous(memory_format=form),
+        None if shift is None else shift.contiguous(),
+        None if residual is None else residual.contiguous(memory_format=form),
+        None if scale is None else scale.contiguous(),
+        None if offset is None else offset.contiguous(),
+        None if lengths is None else lengths.contiguous(),
+    )
+
+
+def _addresses(tensors: Sequence[Tensor | None]) -> list[int]:
+    return [0 if t is None else t.data_ptr() for t in tensors]
+
+
+def forward_with(
+    norm: Norm, inputs: Sequence[Tensor | None], return_sum: bool, mean: int = 0, rstd: int = 0
+) -> tuple[Tensor, Tensor | None]:
+    """y and the sum, of dense `Inputs`; mean and rstd are addresses, 0 for neither."""
+    x = inputs[0]
+    assert x is not None
+    y = _like(x, norm)
+    total = _like(x, norm) if return_sum else None
+    at_x, weight, bias, *neighbours = _addresses(inputs)
+    at_sum = 0 if total is None else total.data_ptr()
+    try:
+        norm.plan.forward_with(
+            at_x,
+            y.data_ptr(),
+            weight,
+            bias,
+            mean,
+            rstd,
+            neighbours,
+            at_sum,
+            THREADS,
+            torch.get_num_threads(),
+        )
+    except ValueError:
+        positions = x.shape[-1] if x.dim() > 2 and norm.rows is None else 1
+        check_lengths(inputs[-1], norm.settings[1] if norm.settings[1] > 1 else positions)
+        raise
+    return y, total
+
+
+def check_lengths(lengths: Tensor | None, limit: int) -> None:
+    """ValueError that names the first length out of range."""
+    if lengths is None:
+        return
+    outside = ((lengths < 0) | (lengths > limit)).nonzero()
+    if len(outside):
+        at = int(outside[0, 0])
+        raise ValueError(
+            f"lengths: must be from 0 to {limit} for this input; got {int(lengths[at])} at index {at}"
+        )
+
+
+def backward_with(
+    norm: Norm,
+    dy: Tensor | None,
+    dsum: Tensor | None,
+    inputs: Inputs,
+    mean: int,
+    rstd: int,
+    mask: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """dx (of skip, too), dweight, dbias, dshift, dresidual, dscale and doffset; by the mask."""
+    x, weight, bias, _, shift, residual, scale, offset, _ = inputs
+    dy = torch.zeros_like(x) if dy is None else dy
+    dy = dy.contiguous(memory_format=norm.format)
+    dsum = None if dsum is None else dsum.contiguous(memory_format=norm.format)
+    models = (x, weight, bias, shift, residual, scale, offset)
+    gradients = tuple(
+        None
+        if t is None or not asked
+        else (_like(x, norm) if t is x or t is residual else torch.empty_like(t))
+        for t, asked in zip(models, mask, strict=True)
+    )
+    at_x, at_weight, at_bias, *neighbours = _addresses(inputs)
+    norm.plan.backward_with(
+        *(at_x, dy.data_ptr(), at_weight, at_bias, mean, rstd, neighbours),
+        *(0 if dsum is None else dsum.data_ptr(), _addresses(gradients)),
+        *(THREADS, torch.get_num_threads()),
+    )
+    return gradients
 
 
 def _require(

@@ -143,18 +143,18 @@ def _differentiate(
     inputs = x, weight, bias
 
     def y_of(*tensors: Tensor) -> Tensor:
-        x, weight, bias = _fill(inputs, tensors)
+        x, weight, bias = fill(inputs, tensors)
         return _normalize(x, weight, bias, num_groups, eps, activation)[0]
 
-    pull = torch.func.vjp(y_of, *_there(inputs))[1]
-    return _fill(inputs, pull(dy.double()))
+    pull = torch.func.vjp(y_of, *there(inputs))[1]
+    return fill(inputs, pull(dy.double()))
 
 
-def _there(tensors: Sequence[Tensor | None]) -> list[Tensor]:
+def there(tensors: Sequence[Tensor | None]) -> list[Tensor]:
     return [t for t in tensors if t is not None]
 
 
-def _fill(pattern: Sequence[Tensor | None], tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+def fill(pattern: Sequence[Tensor | None], tensors: Sequence[Tensor]) -> tuple[Any, ...]:
     """The tensors, with None where the pattern has it."""
     rest = iter(tensors)
     return tuple(None if t is None else next(rest) for t in pattern)
@@ -219,13 +219,14 @@ def _second_backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         return tuple(t for t, wanted in zip(tensors, asked, strict=True) if wanted)
 
     def gradients_of(*tensors: Tensor) -> tuple[Tensor, ...]:
-        return asked_of(_differentiate(*_fill(saved, tensors), *ctx.settings))
+        return asked_of(_differentiate(*fill(saved, tensors), *ctx.settings))
 
-    pull = torch.func.vjp(gradients_of, *_there(saved))[1]
-    return (*_fill(saved, pull(asked_of(gradients))), None, None, None, None, None, None)
+    pull = torch.func.vjp(gradients_of, *there(saved))[1]
+    return (*fill(saved, pull(asked_of(gradients))), None, None, None, None, None, None)
 
 
-def _differentiable(
+def differentiable(
+    library: torch.library.Library,
     name: str,
     setup: Callable[..., None],
     backward: Callable[..., Any],
@@ -238,7 +239,7 @@ def _differentiable(
     operator = getattr(torch.ops.groupnorm, name).default
     recorded = autograd_kernel(operator, setup, backward)
     if recorded is None:
-        torch.library.register_autograd(operator, backward, setup_context=setup, lib=_library)
+        torch.library.register_autograd(operator, backward, setup_context=setup, lib=library)
         return
 
     def run(keys: Any, *args: Any) -> Any:
@@ -246,11 +247,11 @@ def _differentiable(
             return composed(*args)
         return recorded(keys, *args)
 
-    _library.impl(name, run, "Autograd", with_keyset=True)
+    library.impl(name, run, "Autograd", with_keyset=True)
 
 
-_differentiable("group_norm", _setup_context, _backward, _composed)
-_differentiable("group_norm_backward", _setup_second, _second_backward, _composed_backward)
+differentiable(_library, "group_norm", _setup_context, _backward, _composed)
+differentiable(_library, "group_norm_backward", _setup_second, _second_backward, _composed_backward)
 
 
 # ---- vmap: a batch becomes channels, whose groups and parameters are their own

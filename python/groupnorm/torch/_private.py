@@ -84,6 +84,11 @@ statically_known_true: Callable[[Any], bool] = _find(
 )
 
 
+def is_known(condition: Any) -> bool:
+    """Whether it holds for certain, of sizes that may be symbols (or tensors, of torch.jit)."""
+    return bool(condition) if isinstance(condition, Tensor) else statically_known_true(condition)
+
+
 def _suggest_memory_format(x: Tensor) -> torch.memory_format:
     form = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
     if form is None or x.is_contiguous() or not x.is_contiguous(memory_format=form):

@@ -306,10 +306,12 @@ class GroupNorm(modules.GroupNorm):
         super().__init__(*args, **options)
         _with_group(self, process_group)
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self.run(input)
+    def forward(self, input: Tensor, **neighbours: Any) -> Any:
+        return self.run(input, **neighbours)
 
-    def normalize(self, input: Tensor, activation: str) -> Tensor:
+    def normalize(self, input: Tensor, activation: str, **neighbours: Any) -> Any:
+        if neighbours:
+            return self.chain(lambda u: self.normalize(u, "none"), input, activation, **neighbours)
         if input.dim() < 2 or input.shape[1] != self.num_channels:
             raise ValueError(
                 f"input: must be [N, {self.num_channels}, ...]; got {list(input.shape)}"
@@ -336,10 +338,12 @@ class _InstanceNorm(modules._InstanceNorm):
             raise ValueError("track_running_stats: must be False; got True")
         _with_group(self, process_group)
 
-    def forward(self, input: Tensor) -> Tensor:
-        return self.run(input)
+    def forward(self, input: Tensor, **neighbours: Any) -> Any:
+        return self.run(input, **neighbours)
 
-    def normalize(self, input: Tensor, activation: str) -> Tensor:
+    def normalize(self, input: Tensor, activation: str, **neighbours: Any) -> Any:
+        if neighbours:
+            return self.chain(lambda u: self.normalize(u, "none"), input, activation, **neighbours)
         rank = self._get_no_batch_dim()
         self._check_input_dim(input)
         batch = input.unsqueeze(0) if input.dim() == rank else input

@@ -1,21 +1,23 @@
-"""group_norm, instance_norm and layer_norm with the signatures of torch.nn.functional.
+"""group_norm, instance_norm, layer_norm and rms_norm with the signatures of torch.nn.functional.
 
-Each takes one keyword more: ``activation``, one of 'none', 'relu', 'silu', 'gelu', 'gelu_tanh' and
-'hard_swish', applied before y is stored. What the engine can't take (another device or dtype, a
-tensor subclass, a function transform, running statistics) goes to torch.nn.functional, and so does
-what torch refuses: its errors are the same.
+Each takes keywords more: ``activation``, one of 'none', 'relu', 'silu', 'gelu', 'gelu_tanh' and
+'hard_swish', applied before y is stored; and `Neighbours`, what is computed around the norm in the
+same pass. What the engine can't take (another device or dtype, a tensor subclass, a function
+transform, running statistics) goes to torch.nn.functional, and so does what torch refuses: its
+errors are the same.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.compiler import is_compiling
 from torch.nn import functional
 from torch.nn.parameter import Parameter
 
 from . import _kernels, _override
+from ._neighbours import Neighbours, around, chain
 from ._ops import ACTIVATIONS, GroupNormFunction, transformed
 from ._private import (
     OPERATORS_KEEP_TANGENTS,
@@ -23,11 +25,14 @@ from ._private import (
     are_transforms_active,
     dispatch_modes,
     forward_ad,
+    is_known,
     profiler,
-    statically_known_true,
     tracing_state,
     unsafe_view,
 )
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _TENSORS = frozenset((Tensor, Parameter))
 _PLAIN = _TENSORS | {type(None)}
@@ -134,11 +139,6 @@ def _requires_grad(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> boo
     )
 
 
-def _known(condition: Any) -> bool:
-    """Whether it holds for certain, of sizes that may be symbols (or tensors, of torch.jit)."""
-    return bool(condition) if isinstance(condition, Tensor) else statically_known_true(condition)
-
-
 def _record(
     see: _kernels.See,
     of: Any,
@@ -160,7 +160,7 @@ def _record(
         return None
     kinds = [None if p is None else (p.shape, p.dtype) for p in (weight, bias)]
     seen = see(x.shape, of)
-    if seen is None or not _kernels.takes(seen, eps, x.dtype, *kinds, known=_known):
+    if seen is None or not _kernels.takes(seen, eps, x.dtype, *kinds, known=is_known):
         return None
     run = torch.ops.groupnorm.group_norm
     if see is not _kernels.see_rows:
@@ -180,7 +180,8 @@ def group_norm(
     eps: float = 1e-5,
     *,
     activation: str | None = None,
-) -> Tensor:
+    **neighbours: "Unpack[Neighbours]",
+) -> Any:
     """Group normalization (Wu & He, arXiv:1803.08494), as torch.nn.functional.group_norm.
 
     Args:
@@ -191,14 +192,21 @@ def group_norm(
         bias: as weight; None: 0.
         eps: added to the variance.
         activation: applied to the result before it is stored.
+        neighbours: skip, shift, residual, scale_shift, lengths and return_sum; see Neighbours.
 
     Returns:
-        y of the shape and dtype of input, in the memory format that torch suggests for it.
+        y of the shape and dtype of input, in the memory format that torch suggests for it; or
+        (y, sum) with return_sum.
 
     Raises:
-        ValueError: activation is unknown; else what torch.nn.functional.group_norm raises.
+        TypeError: a neighbour is of the wrong type.
+        ValueError: activation is unknown, or a neighbour has the wrong shape or value; else what
+            torch.nn.functional.group_norm raises.
     """
     act = "none" if activation is None else activation_name(activation)
+    if neighbours:
+        see = _kernels.see_groups
+        return around(see, num_groups, input, weight, bias, eps, act, **neighbours)
     y = _normalize(_kernels.see_groups, num_groups, input, weight, bias, eps, act)
     if y is not None:
         return y
@@ -216,7 +224,8 @@ def instance_norm(
     eps: float = 1e-5,
     *,
     activation: str | None = None,
-) -> Tensor:
+    **neighbours: "Unpack[Neighbours]",
+) -> Any:
     """Instance normalization (Ulyanov et al., arXiv:1607.08022), as torch's.
 
     Args:
@@ -229,16 +238,28 @@ def instance_norm(
         momentum: of the running statistics.
         eps: added to the variance.
         activation: applied to the result before it is stored.
+        neighbours: skip, shift, residual, scale_shift, lengths and return_sum; see Neighbours.
 
     Returns:
         y of the shape and dtype of input, in the memory format that torch suggests for it (torch's
-        own is contiguous).
+        own is contiguous); or (y, sum) with return_sum.
 
     Raises:
-        ValueError: activation is unknown; else what torch.nn.functional.instance_norm raises.
+        TypeError: a neighbour is of the wrong type.
+        ValueError: activation is unknown, a neighbour has the wrong shape or value, or there are
+            lengths and running statistics; else what torch.nn.functional.instance_norm raises.
     """
     act = activation_name(activation)
-    if use_input_stats and running_mean is None and running_var is None:
+    own_statistics = use_input_stats and running_mean is None and running_var is None
+    if neighbours:
+        see = _kernels.see_channels
+        if own_statistics:
+            return around(see, None, input, weight, bias, eps, act, **neighbours)
+        running = (running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+        return chain(
+            lambda u: functional.instance_norm(u, *running), see, None, input, act, **neighbours
+        )
+    if own_statistics:
         y = _normalize(_kernels.see_channels, None, input, weight, bias, eps, act)
         if y is not None:
             return y
@@ -256,7 +277,8 @@ def layer_norm(
     eps: float = 1e-5,
     *,
     activation: str | None = None,
-) -> Tensor:
+    **neighbours: "Unpack[Neighbours]",
+) -> Any:
     """Layer normalization (Ba et al., arXiv:1607.06450), as torch.nn.functional.layer_norm.
 
     Args:
@@ -266,16 +288,56 @@ def layer_norm(
         bias: of normalized_shape, or None.
         eps: added to the variance.
         activation: applied to the result before it is stored.
+        neighbours: skip, shift, residual, scale_shift, lengths and return_sum; see Neighbours.
 
     Returns:
-        y of the shape and dtype of input, contiguous.
+        y of the shape and dtype of input, contiguous; or (y, sum) with return_sum.
 
     Raises:
-        ValueError: activation is unknown; else what torch.nn.functional.layer_norm raises.
+        TypeError: a neighbour is of the wrong type.
+        ValueError: activation is unknown, or a neighbour has the wrong shape or value; else what
+            torch.nn.functional.layer_norm raises.
     """
     act = activation_name(activation)
     shape = tuple(normalized_shape)
+    if neighbours:
+        return around(_kernels.see_rows, shape, input, weight, bias, eps, act, **neighbours)
     y = _normalize(_kernels.see_rows, shape, input, weight, bias, eps, act)
     if y is not None:
         return y
     return ACTIVATIONS[act](functional.layer_norm(input, shape, weight, bias, eps))
+
+
+def rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    activation: str | None = None,
+    **neighbours: "Unpack[Neighbours]",
+) -> Any:
+    """RMS normalization (Zhang & Sennrich, arXiv:1910.07467), as torch.nn.functional.rms_norm.
+
+    Args:
+        input: [..., *normalized_shape] in float32, float64, float16 or bfloat16.
+        normalized_shape: the sizes that share one mean square.
+        weight: of normalized_shape, or None.
+        eps: added to the mean square. None: torch.finfo(torch.float32).eps, of float64 its own.
+        activation: applied to the result before it is stored.
+        neighbours: skip, shift, residual, scale_shift, lengths and return_sum; see Neighbours.
+
+    Returns:
+        y of the shape and dtype of input, contiguous; or (y, sum) with return_sum.
+
+    Raises:
+        TypeError: a neighbour is of the wrong type.
+        ValueError: activation is unknown, or a neighbour has the wrong shape or value; else what
+            torch.nn.functional.rms_norm raises.
+    """
+    act = activation_name(activation)
+    if eps is None and not isinstance(input, fx.Proxy):
+        wide = torch.float64 if input.dtype is torch.float64 else torch.float32
+        eps = torch.finfo(wide).eps
+    see, shape = _kernels.see_rows, tuple(normalized_shape)
+    return around(see, shape, input, weight, None, eps, act, center=False, **neighbours)
