@@ -139,12 +139,67 @@ class Block(nn.Module):
     def forward(self, x):
         side = x[:, :, 0, 0]
         x = self.conv(self.a(self.idle(self.n1(x)))) + self.fc(self.a(side))[:, :, None, None]
-        return self.conv(self.a(self.n2(x) * self.factor))
+        x = self.n2(x)
+        if self.factor != 1:
+            x = x * self.factor
+        return self.conv(self.a(x))
 
 
 class Subclass(Block):
     def forward(self, x):
         return super().forward(x) + self.n1(x)
+
+
+class Residual(nn.Module):
+    """A shortcut between norm and activation, as in a ResNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.n1, self.n2 = nn.GroupNorm(2, 6), nn.GroupNorm(3, 6)
+        self.a1, self.a2 = nn.ReLU(inplace=True), nn.SiLU(inplace=True)
+        self.c1, self.c2 = nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1)
+        self.drop, self.se = nn.Identity(), None
+
+    def forward(self, x):
+        shortcut = x
+        x = self.a1(self.n1(self.c1(x)))
+        x = self.n2(self.c2(x))
+        if self.se is not None:
+            x = self.se(x)
+        x = self.drop(x)
+        x += shortcut
+        return self.a2(x)
+
+
+class Last(nn.Module):
+    """A shortcut after a norm and nothing behind it, as in an EfficientNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(6, 6, 1), NormAct(nn.Identity())
+
+    def forward(self, x):
+        return self.norm(self.conv(x)) + x
+
+
+class Conditioned(nn.Module):
+    """What a linear layer gives, before a norm or on its result, as in a diffusion UNet."""
+
+    def __init__(self, mode="shift"):
+        super().__init__()
+        self.mode = mode
+        self.fc = nn.Linear(6, 6 if mode == "shift" else 12)
+        self.conv, self.norm, self.a = nn.Conv2d(6, 6, 1), nn.GroupNorm(2, 6), nn.SiLU()
+
+    def forward(self, x):
+        side = self.fc(self.a(x[:, :, 0, 0]))[:, :, None, None]
+        x = self.conv(x)
+        if self.mode == "shift":
+            x = self.norm(x + side)
+        else:
+            scale, shift = torch.chunk(side, 2, dim=1)
+            x = self.norm(x) * (1 + scale) + shift
+        return self.a(x)
 
 
 class NormAct(nn.GroupNorm):
@@ -168,14 +223,25 @@ def sha256(function):
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch):
-    """A row for Block."""
-    block = known_blocks.KnownBlock(
-        f"{__name__}.Block",
-        ("0" * 64, sha256(Block.forward)),
-        condition=lambda block: block.factor == 1,
-        fusions=(known_blocks.Fusion(("n1", "n2"), "a", ("idle",), side_rank=2),),
-    )
-    monkeypatch.setitem(known_blocks.BLOCKS, block.name, block)
+    """Rows for the blocks above."""
+    fusion = known_blocks.Fusion
+    a = functools.partial(fusion, ("norm",), "a", projection="fc")
+    rows = {
+        Block: (fusion(("n1", "n2"), "a", through=("idle",), when=lambda b: b.factor == 1),),
+        Residual: (
+            fusion(("n1",), "a1"),
+            fusion(("n2",), "a2", ("residual",), through=("drop",), absent=("se",)),
+        ),
+        Last: (fusion(("norm",), neighbours=("residual",)),),
+        Conditioned: (
+            a(neighbours=("shift",), when=lambda b: b.mode == "shift"),
+            a(neighbours=("scale_shift",), when=lambda b: b.mode != "shift"),
+        ),
+    }
+    for cls, fusions in rows.items():
+        name, digests = f"{__name__}.{cls.__name__}", ("0" * 64, sha256(cls.forward))
+        row = known_blocks.KnownBlock(name, digests, fusions)
+        monkeypatch.setitem(known_blocks.BLOCKS, name, row)
 
 
 def network():
@@ -270,7 +336,6 @@ VERSION = "Block has a version of its forward that is not known"
 SETTINGS = "Block has settings for which its forward is not known"
 HOOKS = "the norm or its activation has hooks"
 BETWEEN = "idle may compute something in between"
-OTHER = "another norm of the same activation is not replaced"
 
 
 @pytest.mark.parametrize(
@@ -278,10 +343,7 @@ OTHER = "another norm of the same activation is not replaced"
     [
         ("forward", lambda b: lambda x: b.n1(x) - b.a(x), VERSION),
         ("factor", lambda b: 2, SETTINGS),
-        ("n2", lambda b: hooked(b.n2), HOOKS),
-        ("n2", lambda b: HidesAnActivation(2, 6), OTHER),
-        ("n2", lambda b: NormAct(nn.ReLU()), OTHER),
-        ("n2", lambda b: nn.Conv2d(6, 6, 1), OTHER),
+        ("n1", lambda b: hooked(b.n1), HOOKS),
         ("idle", lambda b: Twice(), BETWEEN),
         ("idle", lambda b: hooked(b.idle), BETWEEN),
         ("a", lambda b: hooked(b.a), HOOKS),
@@ -291,14 +353,30 @@ OTHER = "another norm of the same activation is not replaced"
 def test_a_known_block_that_was_changed(name, new, reason):
     block = Block()
     setattr(block, name, new(block))
-    fused = {"n2": "relu"} if isinstance(block.n2, NormAct) else {}
+    fused = {"n2": "silu"} if name == "n1" else {}
     first = check(randomize(block), image(), fused=fused).replaced[0]
     assert (first.name, first.note) == ("n1", f"not fused: {reason}" if reason else "")
 
 
+@pytest.mark.parametrize(
+    ("n2", "fused"),
+    [
+        (hooked(nn.GroupNorm(2, 6)), {}),
+        (HidesAnActivation(2, 6), {}),
+        (NormAct(nn.ReLU()), {"n2": "relu"}),
+        (nn.Conv2d(6, 6, 1), {}),
+    ],
+)
+def test_each_norm_of_a_known_block_is_fused_by_itself(n2, fused):
+    block = Block()
+    block.n2 = n2
+    check(randomize(block), image(), fused={"n1": "silu", **fused})
+
+
 def test_a_norm_of_a_known_block_that_is_filtered_out():
-    report = check(randomize(Block()), image(), fused={}, filter_fn=lambda _, name: name != "n2")
-    assert [r.note for r in report.replaced] == [f"not fused: {OTHER}"]
+    keep = lambda _, name: name != "n2"
+    report = check(randomize(Block()), image(), fused={"n1": "silu"}, filter_fn=keep)
+    assert [r.note for r in report.replaced] == [""]
 
 
 def other_forward(self, x):
@@ -367,6 +445,126 @@ def test_norms_that_are_left_alone():
         ("4", "tracks running statistics"),
         ("6", UNKNOWN.format("HidesAnActivation")),
     ]
+
+
+# --- What a block adds around a norm.
+
+AROUND = {
+    "residual": (Residual, {"n2": ("residual",)}),
+    "last": (Last, {"norm": ("residual",)}),
+    "shift": (Conditioned, {"norm": ("shift",)}),
+    "scale_shift": (functools.partial(Conditioned, "scale_shift"), {"norm": ("scale_shift",)}),
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_neighbours_of_a_known_block(name):
+    build, beside = AROUND[name]
+    report = check(randomize(build()), image())
+    assert {r.name: r.neighbours for r in report.replaced if r.neighbours} == beside
+    assert not any(r.note for r in report.replaced)
+    text = " + ".join(
+        ["GroupNorm" if name != "last" else "NormAct", *beside[report.replaced[-1].name]]
+    )
+    assert text in str(report) and "1 with what is added" in str(report)
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_neighbours_are_computed_in_the_call(name):
+    """A compiled block is a whole graph, and shows what it calls."""
+    model = randomize(AROUND[name][0]())
+    twin = copy.deepcopy(model)
+    replace_group_norm_(model)
+    calls = []
+
+    def backend(graph, inputs):
+        calls.extend(str(n.target) for n in graph.graph.nodes if n.op == "call_function")
+        return graph
+
+    assert_close(torch.compile(model, backend=backend, fullgraph=True)(image()), twin(image()))
+    assert any("norm_with_neighbours" in c for c in calls)
+    assert not any(word in c for c in calls for word in ("add", "mul"))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", AROUND)
+def test_training_of_neighbours_has_the_same_gradients(name, memory_format):
+    model = randomize(AROUND[name][0]())
+    twin = copy.deepcopy(model)
+    replace_group_norm_(model)
+    x = image().contiguous(memory_format=memory_format)
+    for _ in range(2):
+        for found, expected in zip(passes(model, x), passes(twin, x), strict=True):
+            assert_close(found, expected)
+        model, twin = copy.deepcopy(model), pickle.loads(pickle.dumps(twin))
+
+
+@pytest.mark.parametrize("kind", ["forward", "full_backward"])
+@pytest.mark.parametrize("name", AROUND)
+def test_hooks_see_what_the_modules_of_neighbours_compute(name, kind):
+    if (name, kind) == ("residual", "full_backward"):
+        pytest.skip("torch refuses what changes its results in place")
+    model = randomize(AROUND[name][0]())
+    twin = copy.deepcopy(model)
+    replace_group_norm_(model)
+    for module in [*model._modules]:
+        seen = []
+        for each in (model, twin):
+
+            def hook(module, inputs, outputs, seen=seen):
+                seen.extend(t.detach() for t in (inputs[0], outputs) if isinstance(t, torch.Tensor))
+
+            handle = HOOKS_OF[kind](each._modules[module], hook)
+            results = passes(each, image())
+            handle.remove()
+            seen.append(results[0].detach())
+        for found, expected in zip(seen[: len(seen) // 2], seen[len(seen) // 2 :], strict=True):
+            assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "new", "reason"),
+    [
+        ("se", nn.Identity(), "se may compute something in between"),
+        ("drop", nn.Dropout(0.5), "drop may compute something in between"),
+        ("n2", hooked(nn.GroupNorm(3, 6)), "the norm or its activation has hooks"),
+    ],
+)
+def test_something_between_norm_and_shortcut(name, new, reason):
+    block = Residual()
+    setattr(block, name, new)
+    report = check(randomize(block).eval(), image(), fused={"n1": "relu"})
+    last = report.replaced[-1]
+    assert (last.name, last.neighbours, last.note) == ("n2", (), f"not fused: {reason}")
+
+
+def test_a_shortcut_without_an_activation_of_the_engine():
+    block = Residual()
+    block.a2 = nn.LeakyReLU(inplace=True)
+    report = check(randomize(block), image(), fused={"n1": "relu"})
+    assert report.replaced[-1].neighbours == ("residual",)
+    block.a2 = hooked(nn.SiLU())
+    report = check(randomize(block), image(), fused={"n1": "relu"})
+    assert report.replaced[-1].neighbours == ("residual",)
+
+
+@pytest.mark.parametrize("build", [Residual, Last])
+def test_a_shortcut_of_another_dtype(build):
+    """As under autocast: x += shortcut keeps the dtype of x, x + shortcut has the wider one."""
+    model = build()
+    twin = copy.deepcopy(model)
+    replace_group_norm_(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, expected = model(image().float()), twin(image().float())
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+
+
+def test_fuse_activation_off_fuses_nothing():
+    block = Residual()
+    report = replace_group_norm_(block, fuse_activation=False)
+    assert type(block) is Residual
+    assert all(not r.neighbours and r.activation == "none" for r in report.replaced)
 
 
 # --- Each module stays what it is: what is done to a replaced model does to it what it does to any.
@@ -683,14 +881,14 @@ def test_the_report_reads_well():
     last = nn.Sequential(hooked(nn.GroupNorm(2, 6)), nn.SiLU())
     norms = (nn.GroupNorm(2, 6), nn.SiLU(), HidesAnActivation(2, 6), nn.LayerNorm(8))
     assert str(replace_group_norm_(nn.Sequential(*norms, last))) == (
-        "3 replaced (1 with an activation), 1 skipped\n"
+        "3 replaced (1 with an activation, 0 with what is added or scaled beside them), 1 skipped\n"
         "  replaced  0  GroupNorm + silu of 1\n"
         "  replaced  3  LayerNorm\n"
         "  replaced  4.0  GroupNorm  (not fused: the norm or its activation has hooks)\n"
         "  skipped   2  HidesAnActivation  "
         f"({UNKNOWN.format('HidesAnActivation')})\n"
-        "A norm computes its activation where the module that holds both is called and neither has "
-        "hooks. fuse_activation=False keeps all of them apart.\n"
+        "A norm computes its activation and its neighbours where the module that holds them is called "
+        "and none has hooks. fuse_activation=False keeps all of them apart.\n"
         "torch.fx, torch.compile, torch.export and torch.onnx.export take the model as it is. Before "
         "torch.jit.script or torch.jit.trace, and before torch.save or torch.export of what has to "
         "run without groupnorm, call restore_group_norm_(model)."
@@ -796,7 +994,7 @@ def third_party(name):
 
 
 def check_third_party(model, x, run=nn.Module.__call__):
-    """The names of the norms that are fused, and of the others."""
+    """The names of the norms that compute an activation, of the others, and their neighbours."""
     with torch.no_grad():
         expected = run(model, x)
         report = replace_group_norm_(model)
@@ -805,7 +1003,8 @@ def check_third_party(model, x, run=nn.Module.__call__):
         assert torch.equal(run(model, x), expected)
     assert report.skipped == []
     fused = {r.name for r in report.replaced if r.activation != "none"}
-    return fused, {r.name for r in report.replaced} - fused
+    beside = {r.name: r.neighbours for r in report.replaced if r.neighbours}
+    return fused, {r.name for r in report.replaced} - fused, beside
 
 
 @pytest.mark.parametrize("shift", ["default", "scale_shift"])
@@ -819,10 +1018,13 @@ def test_diffusers_unet(shift):
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
     )
     run = lambda model, x: model(x, 7).sample
-    fused, plain = check_third_party(model.double(), image(2, 3, 16, 16), run)
+    fused, plain, beside = check_third_party(model.double(), image(2, 3, 16, 16), run)
     resnets = {name for name in fused | plain if "resnets" in name}
     assert len(resnets) == 16
-    assert fused == {"conv_norm_out"} | (resnets if shift == "default" else set())
+    assert fused == {"conv_norm_out"} | resnets
+    assert beside == {
+        name: (shift.replace("default", "shift"),) for name in resnets if "norm2" in name
+    }
 
 
 def test_diffusers_autoencoder():
@@ -833,22 +1035,76 @@ def test_diffusers_autoencoder():
         up_block_types=("UpDecoderBlock2D",) * 2,
     )
     run = lambda model, x: model(x).sample
-    fused, plain = check_third_party(model.double(), image(1, 3, 16, 16), run)
+    fused, plain, _ = check_third_party(model.double(), image(1, 3, 16, 16), run)
     assert {"encoder.conv_norm_out", "decoder.conv_norm_out"} < fused
     assert all("attentions" in name for name in plain)
 
 
 def test_monai_segresnet():
     model = third_party("monai.networks.nets.segresnet").SegResNet(init_filters=8)
-    fused, plain = check_third_party(randomize(model), image(1, 1, 16, 16, 16))
-    assert (len(fused), plain) == (25, set())
+    fused, plain, beside = check_third_party(randomize(model), image(1, 1, 16, 16, 16))
+    assert (len(fused), plain, beside) == (25, set(), {})
+
+
+def test_monai_dynunet():
+    model = third_party("monai.networks.nets.dynunet").DynUNet(
+        *(2, 1, 2),
+        kernel_size=[3, 3, 3],
+        strides=[1, 2, 2],
+        upsample_kernel_size=[2, 2],
+        filters=[4, 8, 8],
+        res_block=True,
+    )
+    fused, plain, beside = check_third_party(randomize(model).eval(), image(1, 1, 16, 16))
+    assert fused == set()  # its LeakyReLU is not the engine's
+    assert beside == {name: ("residual",) for name in plain if "norm2" in name and "up" not in name}
+
+
+def test_monai_diffusion_unet():
+    model = third_party("monai.networks.nets.diffusion_model_unet").DiffusionModelUNet(
+        *(2, 1, 1),
+        channels=(8, 8),
+        attention_levels=(False, False),
+        num_res_blocks=1,
+        norm_num_groups=4,
+    )
+    run = lambda model, x: model(x, torch.tensor([3]).double())
+    fused, _, beside = check_third_party(randomize(model), image(1, 1, 8, 8), run)
+    assert set(beside.values()) == {("shift",)}
+    assert beside.keys() < fused
+
+
+@pytest.mark.parametrize("name", ["ResNetBlock", "ResNetBottleneck"])
+def test_monai_resnet(name):
+    cls = getattr(third_party("monai.networks.nets.resnet"), name)
+    model = cls(4 * cls.expansion, 4, spatial_dims=2, norm=("group", {"num_groups": 2}))
+    fused, plain, beside = check_third_party(randomize(model), image(1, 4 * cls.expansion, 8, 8))
+    assert list(beside.values()) == [("residual",)]
+    assert beside.keys() < fused and plain == set()
 
 
 @pytest.mark.parametrize(
     ("name", "counts"),
-    [("resnet50_gn", (33, 20)), ("resnetv2_50d_gn", (51, 0)), ("poolformer_s12", (0, 25))],
+    [
+        ("resnet50_gn", (49, 4, 16)),
+        ("resnetv2_50d_gn", (51, 0, 0)),
+        ("poolformer_s12", (0, 25, 0)),
+        ("efficientnet_b0_gn", (33, 16, 9)),
+    ],
 )
 def test_timm(name, counts):
     model = randomize(third_party("timm").create_model(name)).eval()
-    fused, plain = check_third_party(model, image(1, 3, 64, 64))
-    assert (len(fused), len(plain)) == counts
+    fused, plain, beside = check_third_party(model, image(1, 3, 64, 64))
+    assert (len(fused), len(plain), len(beside)) == counts
+    assert set(beside.values()) <= {("residual",)}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_torchvision(name):
+    third_party("timm")  # which mends it
+    models = third_party("torchvision.models")
+    norm = lambda channels: nn.GroupNorm(8, channels)
+    model = randomize(getattr(models, name)(norm_layer=norm, num_classes=3))
+    fused, _, beside = check_third_party(model.eval(), image(1, 3, 32, 32))
+    assert beside and beside.keys() < fused
+    assert set(beside.values()) == {("residual",)}

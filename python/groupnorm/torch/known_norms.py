@@ -38,13 +38,16 @@ class KnownNorm(Activated):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         return self.run(*args, *kwargs.values())  # whatever the name of its argument
 
-    def normalize(self, input: Tensor, activation: str) -> Tensor:
+    def takes_neighbours(self) -> bool:
+        return self.rank is None and super().takes_neighbours()
+
+    def normalize(self, input: Tensor, activation: str, **neighbours: Any) -> Tensor:
         dtypes = {p.dtype for p in (self.weight, self.bias) if p is not None}
         narrow = input.dtype in (torch.float16, torch.bfloat16)
         fit = dtypes <= {input.dtype, torch.float32 if narrow else input.dtype}
         if not fit or not input.is_cpu or self.rank not in (None, input.dim()):
-            return self.own(input, activation)
-        return self.back(super().normalize(self.forth(input), activation))
+            return self.own(input, activation, **neighbours)
+        return self.back(super().normalize(self.forth(input), activation, **neighbours))
 
     def forth(self, x: Tensor) -> Tensor:
         """The input of the class as torch's module takes it."""
@@ -94,10 +97,15 @@ class WithActivation(KnownNorm):
     def fused_kind(self) -> str | None:
         return kind_of(self.act) if is_idle(self.drop) else None
 
-    def normalize(self, input: Tensor, activation: str) -> Tensor:
+    def takes_neighbours(self) -> bool:
+        return is_idle(self.drop) and is_idle(self.act)
+
+    def normalize(self, input: Tensor, activation: str, **neighbours: Any) -> Tensor:
         kind = self.fused_kind()
         if kind is not None:
             return super().normalize(input, kind)
+        if self.takes_neighbours():
+            return super().normalize(input, activation, **neighbours)
         y: Tensor = self.act(self.drop(super().normalize(input, activation)))
         return y
 
@@ -117,7 +125,10 @@ class ChannelNorm(KnownNorm):
     bias: Tensor
     eps: float
 
-    def normalize(self, input: Tensor, activation: str) -> Tensor:
+    def takes_neighbours(self) -> bool:
+        return False  # of the axes of its input
+
+    def normalize(self, input: Tensor, activation: str, **_: Any) -> Tensor:
         # Of mixed dtypes it makes the wider one.
         if self.weight.dtype is not input.dtype or self.bias.dtype is not input.dtype:
             return self.own(input, activation)

@@ -51,17 +51,20 @@ class Replacement:
         kind: the class it had.
         activation: what is computed in the same call: 'none', 'relu', 'silu', ...
         activation_names: qualified names of the activations that this is: none or one.
-        note: why no activation is, where there is one beside it; or what to know.
+        neighbours: what else its block computes around it and is computed in the call: 'shift',
+            'scale_shift' or 'residual'; see groupnorm.torch.Neighbours.
+        note: why nothing more is, where there is something; or what to know.
     """
 
     name: str
     kind: str
     activation: str = "none"
     activation_names: tuple[str, ...] = ()
+    neighbours: tuple[str, ...] = ()
     note: str = ""
 
     def __str__(self) -> str:
-        text = f"{self.name or '(the model)'}  {self.kind}"
+        text = " + ".join((f"{self.name or '(the model)'}  {self.kind}", *self.neighbours))
         if self.activation != "none":
             text += f" + {self.activation} of {' and '.join(self.activation_names)}"
         return f"{text}  ({self.note})" if self.note else text
@@ -89,16 +92,17 @@ class Report:
 
     def __str__(self) -> str:
         fused = sum(r.activation != "none" for r in self.replaced)
-        head = f"{len(self.replaced)} replaced ({fused} with an activation), "
-        lines = [head + f"{len(self.skipped)} skipped"]
+        beside = sum(bool(r.neighbours) for r in self.replaced)
+        head = f"{len(self.replaced)} replaced ({fused} with an activation, {beside} with what is "
+        lines = [head + f"added or scaled beside them), {len(self.skipped)} skipped"]
         lines += [f"  replaced  {r}" for r in self.replaced]
         lines += [f"  skipped   {s}" for s in self.skipped]
         return "\n".join(lines + self.advice)
 
 
 _FUSED = (
-    "A norm computes its activation where the module that holds both is called and neither has "
-    "hooks. fuse_activation=False keeps all of them apart."
+    "A norm computes its activation and its neighbours where the module that holds them is called "
+    "and none has hooks. fuse_activation=False keeps all of them apart."
 )
 _EXPORT = (
     "torch.fx, torch.compile, torch.export and torch.onnx.export take the model as it is. Before "
@@ -112,6 +116,7 @@ def replace_group_norm_(
     *,
     filter_fn: _FilterFn | None = None,
     fuse_activation: bool = True,
+    fuse_neighbours: bool = True,
     include: Collection[str] = _INCLUDE,
     trusted: Collection[type[nn.Module]] = (),
 ) -> Report:
@@ -125,7 +130,9 @@ def replace_group_norm_(
 
     Where an nn.SiLU, ReLU, GELU or Hardswish follows such a norm in an nn.Sequential, or in a block
     of monai, diffusers or timm whose forward is known (known_blocks.py), the module that holds both
-    gets a class that computes them in one call. The modules stay as they are: each gives its own
+    gets a class that computes them in one call. So it does with what such a block adds to the
+    input or the result of a norm: an embedding of time (shift, scale_shift), the shortcut
+    (residual). The modules stay as they are: each gives its own
     result when it is called by itself or taken elsewhere, and a pair of which one has hooks when
     the call comes, whenever they were added, is called as two modules.
 
@@ -137,6 +144,7 @@ def replace_group_norm_(
         model: any module; a norm itself is fine.
         filter_fn: called with each norm and its qualified name; False leaves it as it is.
         fuse_activation: whether activations are computed in norms.
+        fuse_neighbours: whether shortcuts and embeddings are, too. (Not without activations.)
         include: which norms: of 'group', 'instance' and 'layer'.
         trusted: subclasses of torch's norms that you know to compute what their parent does; of a
             16-bit input maybe in float32, rounded to the dtype of the input.
@@ -181,11 +189,12 @@ def replace_group_norm_(
         report.replaced.append(replacement)
     if fuse_activation:
         for name, block in model.named_modules():
-            _fuse(name, block, {n: plans[m][1] for n, m in block._modules.items() if m in plans})
+            norms = {n: plans[m][1] for n, m in block._modules.items() if m in plans}
+            _fuse(name, block, norms, fuse_neighbours)
         for module, (_, replacement) in plans.items():
             if isinstance(module, known_norms.WithActivation):
                 _report_own(module, replacement)
-    if any(r.activation != "none" for r in report.replaced):
+    if any(r.activation != "none" or r.neighbours for r in report.replaced):
         report.advice.append(_FUSED)
     if report.replaced:
         report.advice.append(_EXPORT)
@@ -336,38 +345,48 @@ def _class_for(
     return None if mixins is None else derive(*mixins, _NORMS[parent][1], cls)
 
 
-def _fuse(name: str, block: nn.Module, norms: dict[str, Replacement]) -> None:
+def _fuse(
+    name: str, block: nn.Module, norms: dict[str, Replacement], fuse_neighbours: bool
+) -> None:
     """Gives the block of these norms its class, and reports what is fused in it and why not."""
-    if (
-        not norms
-        or is_parametrized(block)
-        or not any(map(fusion.has_kind, block._modules.values()))
-    ):
+    if not norms or is_parametrized(block):
         return
     origin = origin_of(block) or type(block)
     fusions: Collection[Fusion] = ()
     unknown = None
-    mixin: type[nn.Module] = fusion.FusedBlock
+    block_mixin = fusion.FusedBlock if fuse_neighbours else fusion.FusedActivations
+    mixin: type[nn.Module] = block_mixin
     row = known_blocks.BLOCKS.get(known_blocks.class_name(origin))
     if fusion.is_sequence(block, origin):
         mixin, fusions = fusion.FusedSequential, fusion.neighbours(block)
     elif row is None:
-        unknown = f"{origin.__name__} is no block that is known"
+        if any(map(fusion.has_kind, block._modules.values())):
+            unknown = f"{origin.__name__} is no block that is known"
     elif (difference := known_blocks.difference(block, origin, row)) is not None:
         unknown = f"{origin.__name__} has {difference}"
     else:
-        fusions = [f for f in row.fusions if fusion.has_kind(block._modules.get(f.activation))]
+        known = block_mixin.fusions(row)
+        fusions = [f for f in known if f.neighbours or _has_activation(block, f)]
     for n, replacement in norms.items():
-        mine = next((f for f in fusions if n in f.norms), None)
-        kind = fusion.fused_kind(block, mine) if mine else None
-        if mine and kind:
-            replacement.activation = kind
-            replacement.activation_names += (f"{name}.{mine.activation}".removeprefix("."),)
-        elif mine or unknown:
-            reason = fusion.obstacle(block, mine) if mine else unknown
-            replacement.note = f"not fused: {reason}"
+        all_mine = [f for f in fusions if n in f.norms]
+        mine = next((f for f in all_mine if f.when(block)), None)
+        found = fusion.fused(block, mine, n) if mine else None
+        if mine and found:
+            replacement.neighbours = found.neighbours
+            if found.kind:
+                replacement.activation = found.kind
+                replacement.activation_names += (f"{name}.{mine.activation}".removeprefix("."),)
+        elif mine:
+            replacement.note = f"not fused: {fusion.obstacle(block, mine)}"
+        elif unknown or any(f.activation for f in all_mine):
+            settings = f"{origin.__name__} has settings for which its forward is not known"
+            replacement.note = f"not fused: {unknown or settings}"
     if fusions and origin is type(block):
         block.__class__ = derive(mixin, origin)
+
+
+def _has_activation(block: nn.Module, f: Fusion) -> bool:
+    return fusion.has_kind(block._modules.get(f.activation or ""))
 
 
 def _report_own(norm: known_norms.WithActivation, replacement: Replacement) -> None:
