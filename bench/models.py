@@ -1,5 +1,7 @@
 """Whole models with and without ``groupnorm.torch.replace_group_norm_``: latency and error.
 
+The first speed-up is that of norms and their activations, the second of all that is fused.
+
     python bench/models.py                           # every model, on one thread and on all
     python bench/models.py --model vae --model segresnet --threads 1 2 --json models.json
     python bench/models.py --quick                   # small inputs, few rounds: does it run
@@ -240,6 +242,11 @@ def resnet50_gn(quick: bool) -> Case:
     return timm_case("resnet50_gn", quick)
 
 
+def efficientnet_b0_gn(quick: bool) -> Case:
+    """timm efficientnet_b0_gn, an image [1, 3, 224, 224]"""
+    return timm_case("efficientnet_b0_gn", quick)
+
+
 def resnetv2_50d_gn(quick: bool) -> Case:
     """timm resnetv2_50d_gn (norms that hold their ReLU), an image [1, 3, 224, 224]"""
     return timm_case("resnetv2_50d_gn", quick)
@@ -257,7 +264,10 @@ def tasnet(quick: bool) -> Case:
 
 MODELS: dict[str, Callable[[bool], Case]] = {
     f.__name__: f
-    for f in (unet, unet_sd, vae, segresnet, resnet50_gn, resnetv2_50d_gn, policy, tasnet)
+    for f in (
+        *(unet, unet_sd, vae, segresnet),
+        *(efficientnet_b0_gn, resnet50_gn, resnetv2_50d_gn, policy, tasnet),
+    )
 }
 
 
@@ -302,12 +312,15 @@ class Result:
     threads: int
     norms: int
     fused: int
+    neighbours: int
     norm_share: float
     rounds: int
     torch_median: float
     torch_p99: float
+    alone_median: float  # without neighbours
     ours_median: float
     ours_p99: float
+    alone_speedup: float
     speedup: float
     speedup_quartiles: tuple[float, float]
     torch_error: float
@@ -322,11 +335,11 @@ class Result:
         return "no difference"
 
 
-def replaced_copy(model: nn.Module) -> tuple[nn.Module, Report]:
+def replaced_copy(model: nn.Module, fuse_neighbours: bool = True) -> tuple[nn.Module, Report]:
     """A copy that shares its tensors with the model, its norms replaced."""
     shared = {id(t): t for t in itertools.chain(model.parameters(), model.buffers())}
     ours = copy.deepcopy(model, shared)
-    return ours, replace_group_norm_(ours)
+    return ours, replace_group_norm_(ours, fuse_neighbours=fuse_neighbours)
 
 
 def double_output(case: Case) -> Tensor:
@@ -405,6 +418,7 @@ def measure(
     """Each number of threads: rounds of both, for budget seconds and at least so many."""
     case.model.eval()
     ours, report = replaced_copy(case.model)
+    alone, _ = replaced_copy(case.model, fuse_neighbours=False)
     with undisturbed():
         progress(f"{name}: in float64", 0)
         exact = double_output(case)
@@ -413,27 +427,32 @@ def measure(
             outputs = [case.run(model, *case.inputs) for model in (case.model, ours)]
             errors = [relative_error(y, exact) for y in outputs]
             share = norm_share(case, report)
-            times: tuple[list[float], list[float]] = ([], [])
-            pair = [(case.model, times[0]), (ours, times[1])]
+            times: tuple[list[float], ...] = ([], [], [])
+            turn = [(case.model, times[0]), (alone, times[1]), (ours, times[2])]
             begin = time.perf_counter()
             while len(times[0]) < least or (time.perf_counter() - begin < budget):
-                for model, record in pair:
+                for model, record in turn:
                     record.append(1e3 * seconds(case, model))
-                pair.reverse()
+                turn.reverse()
                 done = min((time.perf_counter() - begin) / budget, len(times[0]) / least)
                 progress(f"{name}: {count} threads", min(done, 1))
-            ratios = [a / b for a, b in zip(*times, strict=True)]
+            of_alone, ratios = (
+                [a / b for a, b in zip(times[0], mine, strict=True)] for mine in times[1:]
+            )
             yield Result(
                 model=name,
                 threads=count,
                 norms=len(report.replaced),
                 fused=sum(r.activation != "none" for r in report.replaced),
+                neighbours=sum(bool(r.neighbours) for r in report.replaced),
                 norm_share=share,
                 rounds=len(ratios),
                 torch_median=statistics.median(times[0]),
                 torch_p99=percentile(times[0], 99),
-                ours_median=statistics.median(times[1]),
-                ours_p99=percentile(times[1], 99),
+                alone_median=statistics.median(times[1]),
+                ours_median=statistics.median(times[2]),
+                ours_p99=percentile(times[2], 99),
+                alone_speedup=statistics.median(of_alone),
                 speedup=statistics.median(ratios),
                 speedup_quartiles=(percentile(ratios, 25), percentile(ratios, 75)),
                 torch_error=errors[0],
@@ -444,18 +463,19 @@ def measure(
 # --- What is shown.
 
 COLUMNS = (
-    *("model", "threads", "norms (fused)", "share", "rounds"),
-    *("torch ms", "p99", "ours ms", "p99"),
-    *("speed-up", "quartiles", "error torch", "ours", ""),
+    *("model", "threads", "norms (activations, neighbours)", "share", "rounds"),
+    *("torch ms", "p99", "norms alone", "ours ms", "p99"),
+    *("speed-up", "of all", "quartiles", "error torch", "ours", ""),
 )
 
 
 def row(r: Result) -> tuple[str, ...]:
     low, high = r.speedup_quartiles
     return (
-        *(r.model, str(r.threads), f"{r.norms} ({r.fused})", f"{r.norm_share:.0%}"),
-        *(str(r.rounds), f"{r.torch_median:.2f}", f"{r.torch_p99:.2f}"),
-        *(f"{r.ours_median:.2f}", f"{r.ours_p99:.2f}", f"{r.speedup:.2f}x"),
+        *(r.model, str(r.threads), f"{r.norms} ({r.fused}, {r.neighbours})"),
+        *(f"{r.norm_share:.0%}", str(r.rounds), f"{r.torch_median:.2f}", f"{r.torch_p99:.2f}"),
+        *(f"{r.alone_median:.2f}", f"{r.ours_median:.2f}", f"{r.ours_p99:.2f}"),
+        *(f"{r.alone_speedup:.2f}x", f"{r.speedup:.2f}x"),
         *(f"{low:.2f}-{high:.2f}", f"{r.torch_error:.1e}", f"{r.ours_error:.1e}", r.verdict()),
     )
 
@@ -558,6 +578,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--threads", nargs="+", type=int, default=sorted({1, cores}), metavar="N")
     add("--seconds", type=float, default=20, help="for each model and number of threads")
     add("--channels-last", action="store_true", help="models and inputs in channels_last(_3d)")
+    add("--batch", type=int, metavar="N", help="examples of each input; default: as listed")
     add("--quick", action="store_true", help="small inputs and few rounds: no timing to quote")
     add("--json", metavar="FILE", help="the same numbers, and the machine")
     options = parser.parse_args(argv)
@@ -579,6 +600,13 @@ def to_channels_last(case: Case) -> None:
     )
 
 
+def to_batch(case: Case, size: int) -> None:
+    case.inputs = tuple(
+        t[:1].repeat(size, *(1,) * (t.dim() - 1)) if isinstance(t, Tensor) else t
+        for t in case.inputs
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     options = arguments(argv)
     budget, least = (0.5, 3) if options.quick else (options.seconds, 7)
@@ -592,6 +620,8 @@ def main(argv: list[str] | None = None) -> int:
             except Missing as error:
                 missing[name] = str(error)
                 continue
+            if options.batch:
+                to_batch(case, options.batch)
             if options.channels_last:
                 to_channels_last(case)
             results += measure(name, case, options.threads, budget, least, progress)
@@ -609,6 +639,7 @@ def main(argv: list[str] | None = None) -> int:
             "machine": about,
             "quick": options.quick,
             "channels_last": options.channels_last,
+            "batch": options.batch,
             "results": [{**asdict(r), "verdict": r.verdict()} for r in results],
             "missing": missing,
         }

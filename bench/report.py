@@ -98,6 +98,7 @@ class Results:
     values: list[dict[str, Any]]  # of groupnorm_values: a row each
     jvm: list[dict[str, Any]]  # cases of java/bench
     training: list[dict[str, Any]]  # of training.py
+    chains: list[dict[str, Any]]  # of chains.py
 
 
 def _key(name: str) -> Key | None:
@@ -121,7 +122,7 @@ def read(paths: Iterable[Path]) -> Results:
     Raises:
         BadInput: a file cannot be read, or none of the programs wrote it.
     """
-    results = Results({}, {}, [], {}, [], {}, [], [], [])
+    results = Results({}, {}, [], {}, [], {}, [], [], [], [])
     for path in paths:
         try:
             found = json.loads(path.read_text())
@@ -132,6 +133,8 @@ def read(paths: Iterable[Path]) -> Results:
                 continue
             if "training" in found:
                 results.training = found["training"]
+            if "chains" in found:
+                results.chains = found["chains"]
                 continue
             if "jvm" in found:
                 results.jvm = found["jvm"]
@@ -435,6 +438,41 @@ def training_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def chains_table(rows: list[dict[str, Any]]) -> str:
+    """A row for each chain, shape and dtype: both layouts in a cell, as times of ours.
+
+    Bold: another that is ahead of ours.
+    """
+    names = [n for n in ("torch", "compile", "copy") if any(n in row["ratios"] for row in rows)]
+    if not rows:
+        return ""
+    columns = [(d, n) for d in ("forward", "both") for n in ("ours", *names)]
+    words = {"ours": "us", "torch": "eager", "compile": "compile", "copy": "copy"}
+    lines = ["| chain | shape | dtype |" + "".join(f" {words[n]} |" for _, n in columns)]
+    lines.append("|---|---|---|" + "---:|" * len(columns))
+    for chain, shape, dtype in dict.fromkeys((r["chain"], r["shape"], r["dtype"]) for r in rows):
+        cells = []
+        for direction, name in columns:
+            found = [
+                row
+                for row in rows
+                if (row["chain"], row["shape"], row["dtype"]) == (chain, shape, dtype)
+                and row["direction"] == direction
+            ]
+            values = [
+                f"{row['microseconds']['ours']:.0f}"
+                if name == "ours"
+                else _marked(
+                    f"{row['ratios'][name]:.2f}", name != "copy" and row["ratios"][name] < 1
+                )
+                for row in found
+                if name in row["ratios"]
+            ]
+            cells.append(" / ".join(values))
+        lines.append(f"| {chain} | {shape} | {dtype} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 # --- Of the other programs
 
 
@@ -574,6 +612,7 @@ def tables(results: Results) -> dict[str, str]:
     found["compare-skipped"] = _skipped(results)
     found["jvm"] = _jvm(results)
     found["training"] = training_table(results.training)
+    found["chains"] = chains_table(results.chains)
     found["accuracy"] = _accuracy(results)
     found["values"] = _values(results)
     found["headline"] = _headline(results)
