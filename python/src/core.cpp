@@ -22,6 +22,7 @@
 #include <tuple>
 #include <vector>
 
+#include "integrations/executorch/kernels.h"
 #include "machine.h"
 #include "openmp.h"
 #include "threads.h"
@@ -490,6 +491,13 @@ NB_MODULE(_core, module) {
   module.attr("DTYPES") = gp::names(groupnorm::kDTypes);
   module.attr("LAYOUTS") = gp::names(groupnorm::kLayouts);
   module.attr("ACTIVATIONS") = gp::names(groupnorm::kActivations);
+  module.def(
+      "executorch_engine",
+      [] {
+        static const groupnorm::executorch::Engine engine;
+        return reinterpret_cast<std::uintptr_t>(&engine);
+      },
+      "The address of what the kernels for ExecuTorch call (integrations/executorch).");
   module.def(
       "xla_handlers",
       [] {

@@ -32,6 +32,7 @@ def _listed() -> list[str]:
         ("bench/*.cpp", "bench/*.py"),
         ("data/*.py",),
         ("python/src/*",),
+        ("integrations/*.cpp", "integrations/*.h"),
         ("scripts/*",),
     ],
     ids=lambda patterns: patterns[0].partition("/")[0],
