@@ -1,5 +1,5 @@
-// ExecuTorch's group normalization by the engine: aten::native_group_norm.out on CPUs, for every
-// model, as it was exported.
+// ExecuTorch's group and layer normalization by the engine: aten::native_group_norm.out and
+// aten::native_layer_norm.out on CPUs, for every model, as it was exported.
 #ifndef GROUPNORM_INTEGRATIONS_EXECUTORCH_KERNELS_H
 #define GROUPNORM_INTEGRATIONS_EXECUTORCH_KERNELS_H
 
@@ -18,7 +18,7 @@ struct Engine {
 
 // Registers the kernels with the runtime that the process holds: methods that are loaded from now
 // on call them. They have keys of dtypes and dim orders, which the runtime prefers to the portable
-// kernel, registered before or after. A key that is registered already stays as it is, so a second
+// kernels, registered before or after. A key that is registered already stays as it is, so a second
 // call does nothing. As with every registration, no other thread may register or load meanwhile.
 extern "C" __attribute__((visibility("default"))) void groupnorm_register_executorch_kernels(
     const Engine& given = {});

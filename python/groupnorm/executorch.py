@@ -1,4 +1,4 @@
-"""The engine beneath ExecuTorch's group normalization: `load`, for every model of the process.
+"""The engine beneath ExecuTorch's group and layer normalization: `load`, for every model.
 
     import groupnorm.executorch
     groupnorm.executorch.load()
@@ -41,7 +41,7 @@ _loaded: pathlib.Path | None = None
 
 
 def load(cache_dir: str | os.PathLike[str] | None = None) -> pathlib.Path:
-    """Makes methods that are loaded from now on compute group normalization by the engine.
+    """Makes methods that are loaded from now on compute group and layer norms by the engine.
 
     In the whole process, whatever loads them: executorch.runtime, the pybindings, C++. The .pte
     files stay as they were exported. Methods that are loaded already keep the kernels that they

@@ -1,10 +1,12 @@
 """The methods of norms.pte, for the script that writes it and the tests that read it.
 
-A method computes native_group_norm in 4 groups of 8 channels: y, mean and rstd. Its name is made of
+A method computes y, mean and rstd of native_group_norm in 4 groups of 8 channels, or, of the shapes
+in AXES, of native_layer_norm. Its name is made of
 its dtype, its shape, its parameters and, for data that lie channels last, `last`. Three more
 have names of their own: EARLY is as PLAIN, NEGATIVE has an eps below 0, and "net" is a small model.
 """
 
+import math
 import pathlib
 from dataclasses import dataclass
 
@@ -30,7 +32,12 @@ SHAPES = {
     "one": (2, CHANNELS, 1, 1),
     "batch0": (0, CHANNELS, 5, 7),
     "height0": (2, CHANNELS, 0, 7),
+    "row": (CHANNELS,),
+    "rows": (2, 5, CHANNELS),
+    "planes": (3, 2, 4, CHANNELS),
+    "rows0": (2, 0, CHANNELS),
 }
+AXES = {"row": 1, "rows": 1, "planes": 2, "rows0": 1}  # of a layer norm, the last ones
 PARAMETERS = ("both", "weight", "bias", "none", "wide")  # wide: both, in f32
 
 
@@ -46,6 +53,11 @@ class Kind:
     @property
     def name(self) -> str:
         return "_".join([self.dtype, self.shape, self.parameters, *["last"] * self.last])
+
+    @property
+    def axes(self) -> int:
+        """Over how many the layer norm goes; 0: it is a group norm."""
+        return AXES.get(self.shape, 0)
 
     def x(self, mean: float = 0, seed: int = 0, shape: tuple[int, ...] | None = None) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -63,7 +75,8 @@ class Kind:
         if self.parameters not in (name, "both", "wide"):
             return None
         dtype = torch.float32 if self.parameters == "wide" else DTYPES[self.dtype]
-        return first + torch.arange(CHANNELS, dtype=dtype) / 8  # no dtype rounds it
+        shape = SHAPES[self.shape][-self.axes :] if self.axes else (CHANNELS,)
+        return first + torch.arange(math.prod(shape), dtype=dtype).reshape(shape) / 8  # is exact
 
 
 PLAIN, EARLY, NEGATIVE = Kind("f32", "4d", "none", last=False), "early", "negative"
@@ -79,6 +92,8 @@ def kinds() -> list[Kind]:
         if parameters != "wide" or dtype in ("f16", "bf16")
     ]
     found += [Kind("f32", shape, "both", False) for shape in SHAPES if shape != "4d"]
+    found += [Kind(dtype, "rows", "both", False) for dtype in DTYPES]
+    found += [Kind("f32", "rows", parameters, False) for parameters in ("weight", "bias", "none")]
     # ExecuTorch knows no empty tensor that lies channels last.
     found += [Kind("f32", shape, "both", True) for shape in ("any", "one")]
     found += [VOLUME]

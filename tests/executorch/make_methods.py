@@ -18,11 +18,14 @@ class Norm(nn.Module):
 
     def __init__(self, kind: Kind, eps: float) -> None:
         super().__init__()
-        self.eps = eps
+        self.eps, self.axes = eps, kind.axes
         self.register_buffer("weight", kind.weight())
         self.register_buffer("bias", kind.bias())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.axes:
+            row = x.shape[-self.axes :]
+            return torch.native_layer_norm(x, row, self.weight, self.bias, self.eps)
         n, c, s = x.shape[0], x.shape[1], math.prod(x.shape[2:])
         return torch.native_group_norm(x, self.weight, self.bias, n, c, s, GROUPS, self.eps)
 
