@@ -234,10 +234,12 @@ def normalize(
     correction: int = 0,
     center: bool = True,
     given: tuple[Array, Array] | None = None,
+    threads: int | None = None,
 ) -> Result:
     """Returns y, or a tuple of it and what is wanted: the sum; and mean and rstd.
 
     x comes from as_array. `given` is (mean, rstd) in float64, to be used instead of x's own.
+    `threads` is how many may be used; None: as many as set_num_threads says.
     """
     return_sum, return_statistics = wanted
     data = dtype_of(x)
@@ -278,12 +280,12 @@ def normalize(
     total = None
     try:
         if beside is None:
-            plan.normalize(x, y, gamma, beta, mean, rstd, *_threads())
+            plan.normalize(x, y, gamma, beta, mean, rstd, *_threads(threads))
         else:
             beside = beside.in_layout(blocks, layout)
             total = numpy.empty_like(y) if return_sum else None
             addresses = map(address, (x, y, gamma, beta, mean, rstd))
-            plan.forward_with(*addresses, beside.addresses(), address(total), *_threads())
+            plan.forward_with(*addresses, beside.addresses(), address(total), *_threads(threads))
     except ValueError:
         # The engine has refused an overlap, quicker than NumPy finds it, but knows no names.
         for name, array in (("x", x), ("weight", gamma), ("bias", beta)):
@@ -366,8 +368,8 @@ def _differentiate_beside(
     return NeighbourGradients(dx, dgamma, dbeta, dshift, dresidual, pair)
 
 
-def _threads() -> tuple[Any, int]:
-    return _engine.POOL, _engine.asked_threads()
+def _threads(count: int | None = None) -> tuple[Any, int]:
+    return _engine.POOL, _engine.asked_threads() if count is None else count
 
 
 class _Backward(NamedTuple):

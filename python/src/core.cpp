@@ -338,6 +338,9 @@ void normalize(const Plan& plan, nb::handle x, nb::handle y, nb::handle gamma, n
 }  // namespace groupnorm::python
 
 NB_MODULE(_core, module) {
+  // OpenVINO never lets go of an operator that is written in Python, nor of what it refers to.
+  nanobind::set_leak_warnings(false);
+
   namespace gp = groupnorm::python;
   using groupnorm::Plan;
   module.doc() = "The engine on addresses. Private: use groupnorm and groupnorm.torch.";
