@@ -47,6 +47,7 @@ BACKWARD_LIMITS = {
 IN_PLACE_LIMITS = {("32x256x56x56", 32): (1.0, 1.3), ("1x128x512x512", 32): (1.3, 1.5)}
 HALF_LIMIT = 1.6  # bf16 and f16, in copies of their bytes
 SILU_LIMITS = {"rotating": 1.3, "hot": 1.5}  # of the call without it
+OPENVINO_LIMIT = 0.98  # OpenVINO's time for a model, in that with groupnorm: at least
 SMALL_LIMITS = {("1x32x8x8", 8): 0.25, ("8x512", 32): 0.8}  # microseconds, one thread, hot
 THREADS_LIMIT = 1.6  # times faster on two threads, where the copy gains that
 SWEEP_LIMIT = 1.2  # the dearest element over the cheapest, past the last-level cache
@@ -95,6 +96,8 @@ class Results:
     instructions: dict[tuple[str, str, int], dict[str, Any]]  # direction, shape, groups: by layout
     accuracy: list[dict[str, Any]]  # of accuracy.py: library, mean, max_error_eps
     runtimes: dict[str, list[dict[str, Any]]]  # of runtimes.py: norms, errors, models
+    openvino: dict[str, list[dict[str, Any]]]  # of runtimes_openvino.py: the same
+    executorch: dict[str, list[dict[str, Any]]]  # of runtimes_executorch.py: the same
     values: list[dict[str, Any]]  # of groupnorm_values: a row each
     jvm: list[dict[str, Any]]  # cases of java/bench
     training: list[dict[str, Any]]  # of training.py
@@ -122,7 +125,7 @@ def read(paths: Iterable[Path]) -> Results:
     Raises:
         BadInput: a file cannot be read, or none of the programs wrote it.
     """
-    results = Results({}, {}, [], {}, [], {}, [], [], [], [])
+    results = Results({}, {}, [], {}, [], {}, {}, {}, [], [], [], [])
     for path in paths:
         try:
             found = json.loads(path.read_text())
@@ -141,6 +144,12 @@ def read(paths: Iterable[Path]) -> Results:
                 continue
             if "values" in found:
                 results.values += found["values"]
+                continue
+            if found.get("runtime") == "openvino":
+                results.openvino = {name: found[name] for name in ("norms", "errors", "models")}
+                continue
+            if "executorch" in found:
+                results.executorch = {name: found[name] for name in ("norms", "errors", "models")}
                 continue
             if "norms" in found:
                 results.runtimes = {name: found[name] for name in ("norms", "errors", "models")}
@@ -524,9 +533,45 @@ def _runtimes(rows: list[dict[str, Any]], cell: Callable[[dict[str, Any]], str],
     return _table([case, "threads", *ways], lines) if lines else ""
 
 
+def _openvino(rows: list[dict[str, Any]], case: str, with_layouts: bool) -> str:
+    """A row for each case: OpenVINO's own time and error, and with groupnorm; bold if slower."""
+    lines = []
+    for each in rows:
+        crashed = each["stock"] is None
+        stock = "crashes" if crashed else f"{each['stock']:.2f}"
+        ratio = "" if crashed else _marked(f"{each['ratio']:.2f}", each["ratio"] < OPENVINO_LIMIT)
+        error = "" if crashed else f"{each['stock_error']:.0e}"
+        layouts = ", ".join(f"{count} {name}" for name, count in each["layouts"].items())
+        line = [each["case"], each["precision"], str(each["threads"]), stock]
+        line += [f"{each['ours']:.2f}", ratio, error, f"{each['error']:.0e}"]
+        lines.append(line + [layouts] * with_layouts)
+    head = [case, "precision", "threads", "openvino, ms", "groupnorm, ms", "ratio"]
+    head += ["openvino, error", "groupnorm, error", *["norms"] * with_layouts]
+    return _table(head, lines, words=2) if lines else ""
+
+
+def _openvino_errors(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        [each["case"], f"{each['stock_error']:.0e}", f"{each['error']:.0e}"]
+        for each in rows
+        if each["stock_error"] is not None
+    ]
+    return _table(["largest error", "openvino", "groupnorm"], lines) if lines else ""
+
+
 def _of_model(row: dict[str, Any]) -> str:
     memory = f"{row['peak'] or 0:.0f} MiB"
     return f"{row['median']:.1f} ms, {row['error']:.0e}, {memory}, {row['nodes']} nodes"
+
+
+def _timed_cell(row: dict[str, Any]) -> str:
+    if math.isnan(row["median"]):
+        return "refused"
+    return f"{row['median']:.2f} ms, {_error_cell(row)}"
+
+
+def _error_cell(row: dict[str, Any]) -> str:
+    return f"{row['error']:.0e}"
 
 
 def _headline(results: Results) -> str:
@@ -623,6 +668,12 @@ def tables(results: Results) -> dict[str, str]:
         ("models", _of_model, "model"),
     ):
         found[f"onnxruntime-{name}"] = _runtimes(results.runtimes.get(name, []), cell, case)
+    found["openvino-norms"] = _openvino(results.openvino.get("norms", []), "norm", False)
+    found["openvino-errors"] = _openvino_errors(results.openvino.get("errors", []))
+    found["openvino-models"] = _openvino(results.openvino.get("models", []), "model", True)
+    for name, case in (("norms", "norm"), ("errors", "largest error"), ("models", "model")):
+        timed = _error_cell if name == "errors" else _timed_cell
+        found[f"executorch-{name}"] = _runtimes(results.executorch.get(name, []), timed, case)
     found["machine"] = _machine(results) if results.contexts else ""
     return {name: text for name, text in found.items() if text}
 

@@ -126,7 +126,7 @@ class GroupNorm(openvino.Op):
             given["eps"],
             given["activation"],
             _array(out),
-            False,
+            (False, False),
             threads=_stream_threads(),
         )
         return True
