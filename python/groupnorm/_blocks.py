@@ -284,8 +284,11 @@ def normalize(
         else:
             beside = beside.in_layout(blocks, layout)
             total = numpy.empty_like(y) if return_sum else None
-            addresses = map(address, (x, y, gamma, beta, mean, rstd))
-            plan.forward_with(*addresses, beside.addresses(), address(total), *_threads(threads))
+            plan.forward_with(
+                *(address(x), address(y), address(gamma), address(beta), address(mean)),
+                *(address(rstd), beside.addresses(), address(total)),
+                *_threads(threads),
+            )
     except ValueError:
         # The engine has refused an overlap, quicker than NumPy finds it, but knows no names.
         for name, array in (("x", x), ("weight", gamma), ("bias", beta)):
