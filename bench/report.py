@@ -136,6 +136,7 @@ def read(paths: Iterable[Path]) -> Results:
                 continue
             if "training" in found:
                 results.training = found["training"]
+                continue
             if "chains" in found:
                 results.chains = found["chains"]
                 continue
