@@ -245,7 +245,7 @@ void take_neighbours(From& from, const gn_spec& spec, const Sizes& sizes, Args* 
   args->lengths = lengths;
   if (lengths == nullptr || !in_arena({lengths, sizes.sequences * 8, 8})) return;
   for (std::int64_t i = 0; i < static_cast<std::int64_t>(sizes.sequences); ++i) {
-    const std::int64_t length = from.ConsumeIntegralInRange<std::int64_t>(-1, 13);
+    const auto length = from.ConsumeIntegralInRange<std::int64_t>(-1, 13);
     std::memcpy(reinterpret_cast<std::uint8_t*>(lengths) + 8 * i, &length, 8);
   }
 }
