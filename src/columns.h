@@ -110,7 +110,7 @@ class Columns {
         const std::int64_t size = std::min(part, count - at);
         Moments& block = moments[(lane + at) / channels];
         block = merge(block, fits ? merge_columns(mean + at, m2 + at, size, merged, width(),
-                                                  static_cast<double>(column))
+                                                  static_cast<double>(column), call_.spec.data)
                                   : call_.kernels.exact_moments(
                                         {call_.x(index + at), rows.size(), width(), size}));
       }
@@ -137,11 +137,11 @@ class Columns {
           tiles.kernels().reduce_columns({u, column, pitch, count, trust_of(call_.spec), mean, m2});
         }
         lanes_.for_each_block(lanes, part, [&](std::int64_t block, Range own) {
-          const Moments of_tile = fits
-                                      ? merge_columns(mean + own.begin, m2 + own.begin, own.size(),
-                                                      at_once, width(), static_cast<double>(column))
-                                      : tiles.kernels().exact_moments(
-                                            {tiles.at(u, own.begin), column, pitch, own.size()});
+          const Moments of_tile =
+              fits ? merge_columns(mean + own.begin, m2 + own.begin, own.size(), at_once, width(),
+                                   static_cast<double>(column), call_.spec.data)
+                   : tiles.kernels().exact_moments(
+                         {tiles.at(u, own.begin), column, pitch, own.size()});
           moments[block] = merge(moments[block], of_tile);
         });
       }

@@ -37,26 +37,37 @@ inline Moments merge(const Moments& a, const Moments& b) {
   return {count, a.mean + delta * share, a.m2 + b.m2 + delta * delta * a.count * share};
 }
 
-// The moments of `copies` x `lanes` columns of `rows` elements each; the copies of a lane lie
-// `stride` apart. A sum of deviations from the first mean, so that equal means stay exactly equal.
+// The moments of `copies` x `lanes` columns, by the deviations of their means from `from`.
 inline Moments merge_columns(const double* mean, const double* m2, std::int64_t lanes,
-                             std::int64_t copies, std::int64_t stride, double rows) {
-  const double first = mean[0];
+                             std::int64_t copies, std::int64_t stride, double rows, double from) {
   const auto columns = static_cast<double>(lanes * copies);
   double sum = 0, within = 0, square = 0;
   for (std::int64_t i = 0; i < copies; ++i) {
     for (std::int64_t l = 0; l < lanes; ++l) {
-      const double delta = mean[i * stride + l] - first;
+      const double delta = mean[i * stride + l] - from;
       sum += delta;
       square += delta * delta;
       within += m2[i * stride + l];
     }
   }
   const double shift = sum / columns;
-  // Cancels where one column's mean lies far from all the others'; in double that costs at most
-  // log2(columns) bits of 53.
+  // Cancels where `from` lies far from the means; in double that costs at most log2(columns) bits
+  // of 53 where it is one of them.
   const double between = std::max(square - sum * shift, 0.0);
-  return {rows * columns, first + shift, within + rows * between};
+  return {rows * columns, from + shift, within + rows * between};
+}
+
+// The moments of `copies` x `lanes` columns of `rows` elements each; the copies of a lane lie
+// `stride` apart. A sum of deviations from the first mean, so that equal means stay exactly equal;
+// of f64 once more from the mean found so, for it has no digits to lose where the first lies far
+// from the others.
+inline Moments merge_columns(const double* mean, const double* m2, std::int64_t lanes,
+                             std::int64_t copies, std::int64_t stride, double rows, DType dtype) {
+  const auto merged = [=](double from) {
+    return merge_columns(mean, m2, lanes, copies, stride, rows, from);
+  };
+  const Moments once = merged(mean[0]);
+  return dtype == DType::f64 ? merged(once.mean) : once;
 }
 
 // A number as the compute type C holds it, and what is left.

@@ -70,6 +70,30 @@ TEST_P(Accuracy, ShortRows) {
   }
 }
 
+// f64, whose columns are merged in nothing wider: channels of different means, so that the first
+// lies far from the mean of its block.
+TEST_P(Accuracy, ChannelsOfDifferentMeans) {
+  for (const std::int64_t positions : {3, 8, 17, 33}) {
+    for (std::uint64_t seed = 1; seed <= 20; ++seed) {
+      SCOPED_TRACE("positions " + std::to_string(positions) + ", seed " + std::to_string(seed));
+      Case c{.name = "shifted", .spec = group_spec({2, 512, positions}, 4, Layout::channels_last)};
+      c.spec.data = c.spec.param = DType::f64;
+      c.spec.shift = c.sum = true;
+      Data data = make_data(c, seed);
+      const auto expected = detail::reference_forward(c.spec, data.forward);
+      const Plan plan = make_plan(c.spec, target());
+      run(plan, data.forward);
+      ASSERT_TRUE(within(compare(c.spec, expected, data.y.data()), error_bound(c.spec)));
+      Forward plain = data.forward;
+      plain.x = data.sum.data();
+      plain.shift = nullptr;
+      plain.sum = nullptr;
+      run(plan, plain);
+      ASSERT_TRUE(within(compare(c.spec, expected, data.y.data()), error_bound(c.spec)));
+    }
+  }
+}
+
 // 1e8 elements a block, on the target of the environment: GROUPNORM_LONG_TESTS=1 (6 GB, a minute).
 TEST(Accuracy, HundredMillionElements) {
   if (!long_tests()) GTEST_SKIP() << "GROUPNORM_LONG_TESTS=1 runs it";
