@@ -29,6 +29,7 @@ import numpy
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
+from runtime_options import runtime_options
 
 import groupnorm
 import groupnorm.onnx
@@ -294,13 +295,7 @@ def measure_models(folder: pathlib.Path, options: argparse.Namespace) -> list[Re
 
 def main() -> None:
     """Measures and writes the JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], metavar="T")
-    parser.add_argument("--seconds", type=float, default=5, help="of each case and way together")
-    parser.add_argument("--quick", action="store_true", help="small shapes, few rounds")
-    parser.add_argument("--norms", action="store_true", help="norms alone")
-    parser.add_argument("--model", nargs="+", default=MODELS, metavar="NAME")
-    parser.add_argument("--json", type=pathlib.Path, required=True, metavar="FILE")
+    parser = runtime_options(__doc__, MODELS)
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak:

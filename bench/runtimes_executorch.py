@@ -13,10 +13,8 @@ Errors are the largest absolute difference from float64, of a model over its lar
 output.
 """
 
-import argparse
 import json
 import math
-import pathlib
 import statistics
 import sys
 import time
@@ -32,6 +30,7 @@ from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPar
 from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
 from executorch.exir.passes import MemoryPlanningPass
 from executorch.extension.pybindings import portable_lib
+from runtime_options import runtime_options
 from torch import Tensor, nn
 
 import groupnorm
@@ -209,13 +208,7 @@ def measure(
 
 def main() -> None:
     """Measures and writes the JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], metavar="T")
-    parser.add_argument("--seconds", type=float, default=5, help="of each case and its ways")
-    parser.add_argument("--quick", action="store_true", help="small shapes, few rounds")
-    parser.add_argument("--norms", action="store_true", help="norms alone")
-    parser.add_argument("--model", nargs="+", default=MODELS, metavar="NAME")
-    parser.add_argument("--json", type=pathlib.Path, required=True, metavar="FILE")
+    parser = runtime_options(__doc__, MODELS)
     options = parser.parse_args()
     seconds = 0.1 if options.quick else options.seconds
     cases = {

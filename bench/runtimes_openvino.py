@@ -17,7 +17,6 @@ import argparse
 import functools
 import itertools
 import json
-import pathlib
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ import models
 import openvino
 import torch
 from openvino import opset12 as op
+from runtime_options import runtime_options
 
 import groupnorm
 import groupnorm.openvino
@@ -231,13 +231,7 @@ def in_own_process(what: list[Any]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measures and writes the JSON."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], metavar="T")
-    parser.add_argument("--seconds", type=float, default=5, help="of each case and threads")
-    parser.add_argument("--quick", action="store_true", help="small shapes, few rounds")
-    parser.add_argument("--norms", action="store_true", help="norms alone")
-    parser.add_argument("--model", nargs="+", default=MODELS, metavar="NAME")
-    parser.add_argument("--json", type=pathlib.Path, required=True, metavar="FILE")
+    parser = runtime_options(__doc__, MODELS)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.quick:

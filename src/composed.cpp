@@ -131,9 +131,28 @@ class Composition {
     }
   }
 
-  // Row `row` of gamma or beta, as it stands.
-  const void* at_row(const void* data, std::int64_t row) const {
-    return offset(data, row * spec_.param_stride * size_of(spec_.param));
+  // The arguments of call `row`, with its rows of gamma, beta and shift. Its tensors are still to
+  // be cut: see Piece.
+  template <class Args>
+  Args call_of(const Args& args, std::int64_t row, Room* room) const {
+    Args one = args;
+    one.lengths = nullptr;
+    one.scale = one.offset = nullptr;
+    if (loops()) {
+      const std::int64_t bytes = row * spec_.param_stride * size_of(spec_.param);
+      one.gamma = offset(args.gamma, bytes);
+      one.beta = offset(args.beta, bytes);
+      one.shift = offset(args.shift, row * spec_.shape.c * element());
+    }
+    if (makes()) {
+      const std::int64_t bytes = params() * size_of(compute());
+      void* const gamma = room->take(bytes);
+      void* const beta = room->take(bytes);
+      modulate(args, row, gamma, beta);
+      one.gamma = gamma;
+      one.beta = beta;
+    }
+    return one;
   }
 
   // Copies the first `length` positions of each channel of a sequence, from rows of `from`
@@ -193,6 +212,14 @@ class Piece {
     if (copies_) return room_->take(composition_.bytes());
     return static_cast<std::byte*>(tensor) + row_ * composition_.bytes();
   }
+  // What forward and backward both read.
+  template <class Args>
+  void take_inputs(const Args& args, Args* one) const {
+    one->x = in(args.x);
+    one->skip = in(args.skip);
+    one->residual = in(args.residual);
+  }
+
   // What out() gave, behind the call.
   void finish(const void* written, void* tensor) const {
     if (tensor == nullptr) return;
@@ -243,9 +270,7 @@ Status composed_forward(const Spec& spec, const Target& target, const Forward& a
     const std::int64_t block = composition.block(row);
     const auto statistics = [block](auto* data) { return data == nullptr ? data : data + block; };
     Room room(workspace);
-    Forward one = args;
-    one.lengths = nullptr;
-    one.scale = one.offset = nullptr;
+    Forward one = composition.call_of(args, row, &room);
     one.mean = statistics(args.mean);
     one.rstd = statistics(args.rstd);
     one.given_mean = statistics(args.given_mean);
@@ -255,22 +280,9 @@ Status composed_forward(const Spec& spec, const Target& target, const Forward& a
       for (double* const data : {one.mean, one.rstd}) {
         if (data != nullptr) std::fill_n(data, composition.blocks(), 0.0);
       }
-      one.gamma = composition.at_row(args.gamma, row);
-      one.beta = composition.at_row(args.beta, row);
-      one.shift = offset(args.shift, row * spec.shape.c * composition.element());
-    }
-    if (composition.makes()) {
-      const std::int64_t bytes = composition.params() * size_of(composition.compute());
-      void* const gamma = room.take(bytes);
-      void* const beta = room.take(bytes);
-      composition.modulate(args, row, gamma, beta);
-      one.gamma = gamma;
-      one.beta = beta;
     }
     const Piece piece(composition, row, length, &room);
-    one.x = piece.in(args.x);
-    one.skip = piece.in(args.skip);
-    one.residual = piece.in(args.residual);
+    piece.take_inputs(args, &one);
     one.y = piece.out(args.y);
     one.sum = piece.out(args.sum);
     if (length > 0) {
@@ -392,35 +404,18 @@ Status composed_backward(const Spec& spec, const Target& target, const Backward&
     const std::int64_t length = length_of(composition, args.lengths, row);
     const std::int64_t block = composition.block(row), channels = row * spec.shape.c;
     Room room = all;
-    Backward one = args;
-    one.lengths = nullptr;
-    one.scale = one.offset = nullptr;
+    Backward one = composition.call_of(args, row, &room);
     one.mean = args.mean == nullptr ? nullptr : args.mean + block;
     one.rstd = args.rstd + block;
     one.dgamma = params.dgamma();
     one.dbeta = params.dbeta();
     one.accumulate = false;
     one.dscale = one.doffset = nullptr;
-    if (composition.loops()) {
-      one.gamma = composition.at_row(args.gamma, row);
-      one.beta = composition.at_row(args.beta, row);
-      one.shift = offset(args.shift, channels * composition.element());
-      if (args.dshift != nullptr) {
-        one.dshift = static_cast<std::byte*>(args.dshift) + channels * composition.element();
-      }
-    }
-    if (composition.makes()) {
-      const std::int64_t bytes = composition.params() * size_of(composition.compute());
-      void* const gamma = room.take(bytes);
-      void* const beta = room.take(bytes);
-      composition.modulate(args, row, gamma, beta);
-      one.gamma = gamma;
-      one.beta = beta;
+    if (composition.loops() && args.dshift != nullptr) {
+      one.dshift = static_cast<std::byte*>(args.dshift) + channels * composition.element();
     }
     const Piece piece(composition, row, length, &room);
-    one.x = piece.in(args.x);
-    one.skip = piece.in(args.skip);
-    one.residual = piece.in(args.residual);
+    piece.take_inputs(args, &one);
     one.dy = piece.in(args.dy);
     one.dsum = piece.in(args.dsum);
     one.dx = piece.out(args.dx);

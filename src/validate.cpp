@@ -101,6 +101,10 @@ Status check_sequence(const Spec& spec) {
   return alone && !whole && !given ? Status::sequence : Status::ok;
 }
 
+constexpr std::int64_t kDouble = sizeof(double);
+constexpr std::int64_t kMoments = sizeof(Moments);
+constexpr std::int64_t kBlockSums = sizeof(BlockSums);
+
 struct Region {
   std::uintptr_t begin;
   std::uintptr_t bytes;
@@ -176,14 +180,6 @@ std::int64_t row_bytes(const Spec& spec, DType dtype) {
   return spec.shape.n / spec.sequence * spec.shape.c * size_of(dtype);
 }
 
-// What calls have that their Spec does not say.
-Status check_unexpected(const Spec& spec, bool shift, bool scale, bool lengths) {
-  if (shift && !spec.shift) return Status::unexpected_shift;
-  if (scale && !spec.scale) return Status::unexpected_scale;
-  if (lengths && !spec.lengths) return Status::unexpected_lengths;
-  return Status::ok;
-}
-
 // Each length must leave more elements in a block than the correction, or none.
 Status check_lengths(const Spec& spec, const std::int64_t* lengths) {
   if (lengths == nullptr) return Status::ok;
@@ -199,13 +195,28 @@ Status check_lengths(const Spec& spec, const std::int64_t* lengths) {
   return Status::ok;
 }
 
+// What forward and backward have of the neighbours. `shift` and `scale`: whether the call has
+// something that its Spec must say.
+template <class Args>
+Status check_neighbours(const Spec& spec, const Args& args, bool shift, bool scale) {
+  const std::int64_t element = size_of(spec.data), param = size_of(spec.param);
+  const Status aligned = check_alignment({{args.skip, element, Status::misaligned_skip},
+                                          {args.shift, element, Status::misaligned_shift},
+                                          {args.residual, element, Status::misaligned_residual},
+                                          {args.scale, param, Status::misaligned_scale},
+                                          {args.offset, param, Status::misaligned_offset},
+                                          {args.lengths, kDouble, Status::misaligned_lengths}});
+  if (aligned != Status::ok) return aligned;
+  if ((shift || args.shift != nullptr) && !spec.shift) return Status::unexpected_shift;
+  const bool scales = scale || args.scale != nullptr || args.offset != nullptr;
+  if (scales && !spec.scale) return Status::unexpected_scale;
+  if (args.lengths != nullptr && !spec.lengths) return Status::unexpected_lengths;
+  return check_lengths(spec, args.lengths);
+}
+
 bool too_small(std::span<std::byte> workspace, std::size_t needed) {
   return workspace.size() < needed || (needed > 0 && workspace.data() == nullptr);
 }
-
-constexpr std::int64_t kDouble = sizeof(double);
-constexpr std::int64_t kMoments = sizeof(Moments);
-constexpr std::int64_t kBlockSums = sizeof(BlockSums);
 
 }  // namespace
 
@@ -252,19 +263,10 @@ Status check_forward(const Spec& spec, std::int64_t blocks, const Forward& args,
                                           {args.rstd, kDouble, Status::misaligned_rstd},
                                           {args.given_mean, kDouble, Status::misaligned_given_mean},
                                           {args.given_rstd, kDouble, Status::misaligned_given_rstd},
-                                          {args.skip, element, Status::misaligned_skip},
-                                          {args.shift, element, Status::misaligned_shift},
-                                          {args.residual, element, Status::misaligned_residual},
-                                          {args.scale, param, Status::misaligned_scale},
-                                          {args.offset, param, Status::misaligned_offset},
-                                          {args.lengths, kDouble, Status::misaligned_lengths},
                                           {args.sum, element, Status::misaligned_sum}});
   if (aligned != Status::ok) return aligned;
-  const Status unexpected =
-      check_unexpected(spec, args.shift != nullptr, args.scale != nullptr || args.offset != nullptr,
-                       args.lengths != nullptr);
-  if (unexpected != Status::ok) return unexpected;
-  if (const Status status = check_lengths(spec, args.lengths); status != Status::ok) return status;
+  const Status neighbours = check_neighbours(spec, args, false, false);
+  if (neighbours != Status::ok) return neighbours;
   if (too_small(workspace, needed)) return Status::workspace_too_small;
 
   const std::int64_t bytes = tensor_bytes(spec), params = param_bytes(spec);
@@ -338,9 +340,10 @@ Status check_backward_of_nothing(const Spec& spec, const Backward& args, std::in
                        {args.doffset, param, Status::misaligned_doffset},
                        {written, kDouble, Status::misaligned_sums}});
   if (aligned != Status::ok) return aligned;
-  const Status unexpected = check_unexpected(
-      spec, args.dshift != nullptr, args.dscale != nullptr || args.doffset != nullptr, false);
-  if (unexpected != Status::ok) return unexpected;
+  if (args.dshift != nullptr && !spec.shift) return Status::unexpected_shift;
+  if ((args.dscale != nullptr || args.doffset != nullptr) && !spec.scale) {
+    return Status::unexpected_scale;
+  }
   const bool none = spec.shape.c == 0 || (spec.shape.n == 0 && spec.param_stride != 0);
   const std::int64_t params = none ? 0 : param_bytes(spec);
   const std::array outputs{
@@ -373,24 +376,15 @@ Status check_backward(const Spec& spec, std::int64_t blocks, const Backward& arg
                                           {args.rstd, kDouble, Status::misaligned_rstd},
                                           {read, kDouble, Status::misaligned_sums},
                                           {written, kDouble, Status::misaligned_sums},
-                                          {args.skip, element, Status::misaligned_skip},
-                                          {args.shift, element, Status::misaligned_shift},
-                                          {args.residual, element, Status::misaligned_residual},
-                                          {args.scale, param, Status::misaligned_scale},
-                                          {args.offset, param, Status::misaligned_offset},
-                                          {args.lengths, kDouble, Status::misaligned_lengths},
                                           {args.dsum, element, Status::misaligned_dsum},
                                           {args.dresidual, element, Status::misaligned_dresidual},
                                           {args.dshift, element, Status::misaligned_dshift},
                                           {args.dscale, param, Status::misaligned_dscale},
                                           {args.doffset, param, Status::misaligned_doffset}});
   if (aligned != Status::ok) return aligned;
-  const Status unexpected = check_unexpected(spec, args.shift != nullptr || args.dshift != nullptr,
-                                             args.scale != nullptr || args.offset != nullptr ||
-                                                 args.dscale != nullptr || args.doffset != nullptr,
-                                             args.lengths != nullptr);
-  if (unexpected != Status::ok) return unexpected;
-  if (const Status status = check_lengths(spec, args.lengths); status != Status::ok) return status;
+  const Status neighbours = check_neighbours(spec, args, args.dshift != nullptr,
+                                             args.dscale != nullptr || args.doffset != nullptr);
+  if (neighbours != Status::ok) return neighbours;
   if (too_small(workspace, needed)) return Status::backward_workspace_too_small;
 
   const std::int64_t bytes = tensor_bytes(spec), params = param_bytes(spec);
