@@ -115,6 +115,13 @@ bool within(std::int32_t value, std::int32_t last) { return value >= 0 && value 
 
 std::int64_t sequence_of(const gn_spec& spec) { return spec.sequence == 0 ? 1 : spec.sequence; }
 
+// Whether a call is made of several, for which it needs workspace.
+bool is_composed(const gn_spec& spec) {
+  const std::int64_t sequence = sequence_of(spec);
+  const bool rows = spec.param_stride != 0 || (spec.shift != 0 && sequence != spec.shape.n);
+  return spec.scale != 0 || spec.lengths != 0 || (sequence != 1 && rows);
+}
+
 bool divides(std::int64_t part, std::int64_t size) {
   return size == 0 ? part >= 0 : part >= 1 && size % part == 0;
 }
@@ -347,9 +354,8 @@ void forward(From& from, const gn_plan& plan, const gn_spec& spec, bool neighbou
   }
   spoil_size(from, &later);
   // With statistics that are given, only what is made of several calls needs one.
-  const bool composed = spec.scale != 0 || spec.lengths != 0 || sequence_of(spec) != 1;
   const std::size_t all = gn_plan_workspace_bytes(&plan);
-  const std::size_t needed = spec.given_statistics != 0 && !composed ? 0 : all;
+  const std::size_t needed = spec.given_statistics != 0 && !is_composed(spec) ? 0 : all;
   const Workspace workspace = take_workspace(from, needed);
   const gn_executor executor = take_executor(from);
   const bool alone = from.ConsumeBool();
@@ -490,8 +496,7 @@ void reduce(From& from, const gn_plan& plan, const gn_spec& spec) {
   const bool room = workspace.bytes >= needed && (needed == 0 || workspace.data != nullptr);
   const bool threads = alone || (executor.threads >= 1 && executor.threads <= 1024);
   const bool there = (x != nullptr || sizes.tensor == 0) && (moments != nullptr || blocks == 0);
-  const bool plain = spec.shift == 0 && spec.scale == 0 && spec.lengths == 0 &&
-                     (sequence_of(spec) == 1 || spec.param_stride == 0);
+  const bool plain = spec.shift == 0 && !is_composed(spec);
   expect(plain && there && room && threads && memory.is_good(), memory, "gn_reduce", [&] {
     return gn_reduce(&plan, x, moments, workspace.data, workspace.bytes,
                      alone ? nullptr : &executor);

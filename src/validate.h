@@ -10,12 +10,12 @@ namespace groupnorm::detail {
 inline constexpr int kMaxThreads = 1024;
 
 // Whether a call is made of several (composed.cpp): gamma and beta are made of others first, or the
-// tensor is normalized sequence by sequence. (An ordinary call knows sequences of one example, and
-// one of all.)
+// tensor is normalized sequence by sequence. (An ordinary call knows gamma and beta of one example
+// or of all, and shifts of sequences of one example or of all.)
 constexpr bool is_composed(const Spec& spec) {
-  const bool one_row =
-      spec.sequence == 1 || (spec.sequence == spec.shape.n && spec.param_stride == 0);
-  return spec.scale || spec.lengths || !one_row;
+  const bool rows_of_sequences =
+      spec.param_stride != 0 || (spec.shift && spec.sequence != spec.shape.n);
+  return spec.scale || spec.lengths || (spec.sequence != 1 && rows_of_sequences);
 }
 
 Status check_spec(const Spec& spec) noexcept;
