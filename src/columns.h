@@ -320,9 +320,11 @@ class GradientColumns {
     return for_each_merge(part, &coefficients, [&](std::int64_t merged, Range rows) {
       GradientSums sums[kMaxLanes];
       const std::int64_t first = index(rows.begin, part.part);
+      const GradientJoin join = gradient_.join(first);
       call_.kernels.gradients->sum_columns(
           {call_.x(first), gradient_.dy(first), rows.size() / merged, width() * merged,
-           width() * merged, lanes * merged, coefficients.arrays(), call_.spec.activation, sums});
+           width() * merged, lanes * merged, coefficients.arrays(), call_.spec.activation, sums,
+           gradient_.joins() ? &join : nullptr});
       for (std::int64_t copy = 0; copy < merged; ++copy) add(sums + copy * lanes, lanes, total);
     });
   }
@@ -349,7 +351,11 @@ class GradientColumns {
   void apply_part(const Part& part, const GradientTerms* terms, bool extreme) const {
     const std::int64_t lanes = part.part.size();
     const bool wide = extreme || lanes < call_.kernels.lanes;
-    if (fused_ && !extreme && apply_lanes(part, terms)) return;
+    if (fused_ && !extreme && apply_lanes(part, terms)) {
+      const Range rows = part.at.rows;
+      gradient_.add_written_shifts({index(rows.begin, part.part), rows.size(), width(), lanes});
+      return;
+    }
     LaneArray shift(wide ? DType::f64 : call_.compute()), slope = shift;
     fill(part, terms, &shift, &slope);
     for_each_tile(part, wide, false,
@@ -374,10 +380,11 @@ class GradientColumns {
       shift.repeat(lanes, merged);
       slope.repeat(lanes, merged);
       const std::int64_t first = index(rows.begin, part.part);
+      const GradientJoin join = gradient_.join(first);
       call_.kernels.gradients->apply_columns(
           {call_.x(first), gradient_.dy(first), gradient_.dx(first), rows.size() / merged,
            width() * merged, width() * merged, lanes * merged, coefficients.arrays(), shift.data(),
-           slope.data(), call_.spec.activation, call_.store});
+           slope.data(), call_.spec.activation, call_.store, gradient_.joins() ? &join : nullptr});
     });
   }
 

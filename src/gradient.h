@@ -63,13 +63,25 @@ struct GradientCall {
   BlockSums* own = nullptr;
   double* shifts = nullptr;  // sums of dx, as `sums` lie, where dshift is asked for
 
-  // Whether the kernels make dz of x and dy, and dx of it: nothing else is read or written.
-  bool is_fused() const { return has_fused_derivative(call.spec.activation) && !joins(); }
+  // Whether the kernels make dz of the tensors, and dx of it; else that goes by tiles.
+  bool is_fused() const {
+    if (!has_fused_derivative(call.spec.activation) || call.args.shift != nullptr) return false;
+    const bool short_rows =
+        !map.columns && !map.by_elements && call.spec.shape.s < call.kernels.lanes;
+    return !(joins() && short_rows) && (args.dshift == nullptr || sums_written_dx());
+  }
+  // Whether dshift is made of dx as it stands in its tensor: there it is not rounded.
+  bool sums_written_dx() const { return args.dx != nullptr && call.spec.data == call.compute(); }
   // dshift is made of dx, also where that is not asked for.
   bool makes_dx() const { return args.dx != nullptr || args.dshift != nullptr; }
-  bool joins() const {
-    return call.joins() || args.dsum != nullptr || args.dresidual != nullptr ||
-           args.dshift != nullptr;
+  bool joins() const { return call.joins() || args.dsum != nullptr || args.dresidual != nullptr; }
+  // Of element `index` on.
+  GradientJoin join(std::int64_t index) const {
+    const std::int64_t bytes = index * call.element;
+    void* const dresidual =
+        args.dresidual == nullptr ? nullptr : static_cast<std::byte*>(args.dresidual) + bytes;
+    return {offset(call.args.skip, bytes), offset(call.args.residual, bytes),
+            offset(args.dsum, bytes), dresidual};
   }
 
   const void* dy(std::int64_t index) const {
@@ -79,27 +91,44 @@ struct GradientCall {
     return static_cast<std::byte*>(args.dx) + index * call.element;
   }
 
-  // Adds numbers(i), i < count, which dx has from element `from` of the tensor on, to the sums of
-  // shifts.
-  template <class Numbers>
-  void add_shifts(std::int64_t from, std::int64_t count, const Numbers& numbers) const {
-    call.for_each_line(
-        from, count,
-        [&](std::int64_t i, std::int64_t size, std::int64_t example, std::int64_t channel,
-            std::int64_t position) {
-          const std::int64_t span = example / map.span_examples;
-          const std::int64_t first = span * map.span_examples;
-          const std::int64_t in_span = (example - first) * call.spec.shape.s + position;
-          const std::int64_t piece = map.pieces == 1 ? 0 : in_span / call.schedule.chunk;
-          double* const to = shifts + map.index(span, channel, piece);
-          if (call.by_lanes()) {
-            for (std::int64_t k = 0; k < size; ++k) to[k] += numbers(i + k);
-            return;
-          }
-          double chains[8] = {};  // one would wait for each addition
-          for (std::int64_t k = 0; k < size; ++k) chains[k % 8] += numbers(i + k);
-          for (const double chain : chains) *to += chain;
-        });
+  // Adds dx of an area to the sums of shifts: numbers of a compute type, rows `stride` elements
+  // apart. Of columns, an area lies in one piece of one span.
+  [[gnu::noinline]] void add_shifts(const Area& area, const void* numbers, DType type,
+                                    std::int64_t stride) const {
+    const Kernels& kernels = call.target.of(type);
+    if (map.columns && area.width >= kernels.lanes) {
+      // Of what the kernel makes, the sums of dz alone: the rest may be of anything.
+      GradientSums sums[kMaxLanes];
+      kernels.gradients->sum_columns({numbers,
+                                      numbers,
+                                      area.rows,
+                                      stride,
+                                      stride,
+                                      area.width,
+                                      {numbers, numbers, numbers},
+                                      Activation::none,
+                                      sums});
+      const auto finite = [](const GradientSums& own) { return std::isfinite(own.dz); };
+      if (std::all_of(sums, sums + area.width, finite)) {
+        const auto [n, c, s] = call.spec.shape;
+        const std::int64_t row = area.index / c;
+        double* const to = shift_sums(row / s, area.index % c, row % s);
+        for (std::int64_t i = 0; i < area.width; ++i) to[i] += sums[i].dz;
+        return;
+      }
+    }
+    for (std::int64_t r = 0; r < area.rows; ++r) {
+      call.for_each_line(area.index + r * area.stride, area.width,
+                         [&](std::int64_t i, std::int64_t size, std::int64_t example,
+                             std::int64_t channel, std::int64_t position) {
+                           add_line(offset(numbers, (r * stride + i) * size_of(type)), size, type,
+                                    kernels, shift_sums(example, channel, position));
+                         });
+    }
+  }
+  // The same of dx as it stands in its tensor.
+  void add_written_shifts(const Area& area) const {
+    if (shifts != nullptr) add_shifts(area, dx(area.index), call.spec.data, area.stride);
   }
 
   // Pieces are added in their order: the bits do not depend on who made them.
@@ -117,6 +146,32 @@ struct GradientCall {
   Statistics statistics(std::int64_t block) const {
     return saved(call.spec.center ? args.mean[block] : 0, args.rstd[block],
                  call.spec.data != DType::f64);
+  }
+
+ private:
+  double* shift_sums(std::int64_t example, std::int64_t channel, std::int64_t position) const {
+    const std::int64_t span = example / map.span_examples;
+    const std::int64_t in_span =
+        (example - span * map.span_examples) * call.spec.shape.s + position;
+    const std::int64_t piece = map.pieces == 1 ? 0 : in_span / call.schedule.chunk;
+    return shifts + map.index(span, channel, piece);
+  }
+
+  // `size` numbers of one channel to its sum or, by lanes, each to that of its own.
+  void add_line(const void* numbers, std::int64_t size, DType type, const Kernels& kernels,
+                double* to) const {
+    if (!call.by_lanes() && size >= kernels.lanes) {
+      GradientSums sums;
+      kernels.gradients->sum_rows({numbers, numbers, 1, size, {}, 0, 1, Activation::none, &sums});
+      if (std::isfinite(sums.dz)) {
+        *to += sums.dz;
+        return;
+      }
+    }
+    visit(type, [&](auto element) {
+      const auto* const own = static_cast<const decltype(element)*>(numbers);
+      for (std::int64_t k = 0; k < size; ++k) to[call.by_lanes() ? k : 0] += to_double(own[k]);
+    });
   }
 };
 
@@ -269,7 +324,8 @@ class GradientTiles {
 
   void view(const Area& area) {
     area_ = area;
-    direct_ = !wide_ && !gradient_.joins() && tiles_.is_direct(area, false);
+    direct_ = !wide_ && !gradient_.joins() && gradient_.args.dshift == nullptr &&
+              tiles_.is_direct(area, false);
     x_ = tiles_.view_u(area, direct_, x_tile_.data(), false);
     if (!copies()) return;
     tiles_.view(gradient_.args.dy, area, false, dz_.data());
@@ -287,14 +343,7 @@ class GradientTiles {
 
   // The numbers of a tile to gradient_.shifts.
   void add_shifts(const void* tile) const {
-    visit(tiles_.compute(), [&](auto element) {
-      using C = decltype(element);
-      const auto* const numbers = static_cast<const C*>(tile);
-      tiles_.for_each_stretch(area_, [&](std::int64_t from, std::int64_t i, std::int64_t count) {
-        gradient_.add_shifts(from, count,
-                             [=](std::int64_t k) { return to_double(numbers[i + k]); });
-      });
-    });
+    gradient_.add_shifts(area_, tile, tiles_.compute(), Tiles::pitch(area_.width));
   }
 
   const GradientCall& gradient_;

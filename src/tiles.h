@@ -168,7 +168,7 @@ class Tiles {
   // u of elements [from, from + count).
   void load_u(std::int64_t from, void* to, std::int64_t count, bool writes) const {
     const Forward& args = call_.args;
-    const auto take = [&](std::int64_t i, std::int64_t size, const void* shift) {
+    const auto take = [&](std::int64_t i, std::int64_t rows, std::int64_t size, const void* shift) {
       const std::int64_t bytes = (from + i) * call_.element;
       load({.x = offset(args.x, bytes),
             .skip = offset(args.skip, bytes),
@@ -176,13 +176,25 @@ class Tiles {
             .by_lanes = call_.by_lanes(),
             .sum = writes ? static_cast<std::byte*>(args.sum) + bytes : nullptr,
             .tile = at(to, i),
-            .count = size});
+            .count = size,
+            .rows = rows});
     };
-    if (args.shift == nullptr) return take(0, count, nullptr);
+    if (args.shift == nullptr) return take(0, 1, count, nullptr);
+    const auto [n, c, s] = call_.spec.shape;
+    if (call_.by_lanes() && from % c == 0 && count % c == 0) {
+      // Whole rows of lanes: as many at once as share a shift.
+      const std::int64_t alike = call_.spec.sequence * s;
+      for (std::int64_t row = from / c, end = row + count / c; row < end;) {
+        const std::int64_t rows = std::min(alike - row % alike, end - row);
+        take(row * c - from, rows, c, call_.shift(row / s, 0));
+        row += rows;
+      }
+      return;
+    }
     call_.for_each_line(
         from, count,
         [&](std::int64_t i, std::int64_t size, std::int64_t example, std::int64_t channel,
-            std::int64_t) { take(i, size, call_.shift(example, channel)); });
+            std::int64_t) { take(i, 1, size, call_.shift(example, channel)); });
   }
 
   const Call& call_;

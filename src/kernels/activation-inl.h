@@ -250,30 +250,85 @@ struct Gelu {
   }
 };
 
-// dz = dy, where there is no activation. kFew: whether a loop should have the function but once.
+// What the backward pass makes of x, dy and z, vector by vector; x and dy are places in the
+// tensors. kFew: whether a loop should have these functions but once.
+
+// dz = dy, where there is no activation and no GradientJoin.
+template <class T>
 struct Same {
+  using V = Vector<Compute<T>>;
   static constexpr bool kFew = false;
-  HWY_INLINE explicit Same(Activation) {}
-  template <class V, class Z>
-  HWY_INLINE V operator()(V dy, const Z&) const {
+
+  template <class Args>
+  HWY_INLINE explicit Same(const Args&) {}
+
+  HWY_INLINE V U(const T* x) const { return LoadAs(Tag<Compute<T>>(), x); }
+  template <class Z>
+  HWY_INLINE V Dz(V dy, const Z&, const T*) const {
     return dy;
   }
+  HWY_INLINE void Keep(V, const T*) const {}
+  HWY_INLINE V Dx(V dx, const T*) const { return dx; }
 };
 
-// dz = dy times the derivative of relu or SiLU at z(), asked for each vector as in Swish.
+// dz = dy times the derivative of relu, SiLU or nothing at z(), with a GradientJoin. Which of them,
+// and what is joined, is asked for each vector, as in Swish and Joined: beside the derivative of
+// SiLU the branches cost next to nothing.
+template <class T>
 class Derivative {
+  using C = Compute<T>;
+  using V = Vector<C>;
+
  public:
   static constexpr bool kFew = true;
-  HWY_INLINE explicit Derivative(Activation activation) : relu_(activation == Activation::relu) {}
-  template <class V, class Z>
-  HWY_INLINE V operator()(V dy, const Z& z) const {
-    const hn::DFromV<V> d;
-    return relu_ ? Relu::Gradient(d, z(), dy) : Silu::Gradient(d, z(), dy);
+
+  template <class Args>
+  HWY_INLINE explicit Derivative(const Args& args)
+      : activation_(args.activation), x_(static_cast<const T*>(args.x)) {
+    if (args.join == nullptr) return;
+    skip_ = static_cast<const T*>(args.join->skip);
+    residual_ = static_cast<const T*>(args.join->residual);
+    dsum_ = static_cast<const T*>(args.join->dsum);
+    dresidual_ = static_cast<T*>(args.join->dresidual);
+  }
+
+  HWY_INLINE V U(const T* x) const {
+    const V u = LoadAs(Tag<C>(), x);
+    return skip_ == nullptr ? u : hn::Add(u, LoadAs(Tag<C>(), skip_ + (x - x_)));
+  }
+  template <class Z>
+  HWY_INLINE V Dz(V dy, const Z& z, const T* x) const {
+    const Tag<C> d;
+    if (activation_ == Activation::none) return dy;
+    V of_z = z();
+    if (residual_ != nullptr) of_z = hn::Add(of_z, LoadAs(d, residual_ + (x - x_)));
+    return activation_ == Activation::relu ? Relu::Gradient(d, of_z, dy)
+                                           : Silu::Gradient(d, of_z, dy);
+  }
+  // dz, where it is asked for.
+  HWY_INLINE void Keep(V dz, const T* x) const {
+    const Tag<C> d;
+    if (dresidual_ == nullptr) return;
+    StoreAs(d, CleanNaN<T>(d, dz), dresidual_ + (x - x_), Store::cached);
+  }
+  HWY_INLINE V Dx(V dx, const T* x) const {
+    return dsum_ == nullptr ? dx : hn::Add(dx, LoadAs(Tag<C>(), dsum_ + (x - x_)));
   }
 
  private:
-  bool relu_;
+  Activation activation_;
+  const T* x_;
+  const T* skip_ = nullptr;
+  const T* residual_ = nullptr;
+  const T* dsum_ = nullptr;
+  T* dresidual_ = nullptr;
 };
+
+// Whether the functions of Same are all that a call needs.
+template <class Args>
+HWY_INLINE bool IsSame(const Args& args) {
+  return args.activation == Activation::none && args.join == nullptr;
+}
 
 // dy times the derivative of any activation at z. Which it is, is asked for each vector, as in
 // Swish.

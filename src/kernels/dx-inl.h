@@ -88,25 +88,26 @@ class GradientStage {
       : x_(x), dy_(dy), dx_(dx), terms_(terms), act_(act) {}
 
   HWY_INLINE Loaded Load(std::int64_t i) const {
-    return {LoadAs(Tag<C>(), x_ + i), LoadAs(Tag<C>(), dy_ + i)};
+    return {act_.U(x_ + i), LoadAs(Tag<C>(), dy_ + i)};
   }
   template <class Own>
   HWY_INLINE void Write(std::int64_t i, const Loaded& in, const Own& own, Store store) const {
-    StoreAs(Tag<C>(), Dx(in, own), dx_ + i, store);
+    StoreAs(Tag<C>(), Dx(in, own, x_ + i), dx_ + i, store);
   }
   template <class Own>
   HWY_INLINE void WriteTwo(std::int64_t i, const Own& own, const Own& next, Store store) const {
     const auto x = LoadTwo<X::kOrder>(Tag<C>(), x_ + i), dy = LoadTwo<X::kOrder>(Tag<C>(), dy_ + i);
-    const Two<Vector<C>> dx{Dx({x.v0, dy.v0}, own), Dx({x.v1, dy.v1}, next)};
+    const Two<Vector<C>> dx{Dx({x.v0, dy.v0}, own, x_ + i), Dx({x.v1, dy.v1}, next, x_ + i)};
     StoreTwo<X::kOrder>(Tag<C>(), dx, dx_ + i, store);
   }
 
  private:
   template <class Own>
-  HWY_INLINE Vector<C> Dx(const Loaded& in, const Own& own) const {
+  HWY_INLINE Vector<C> Dx(const Loaded& in, const Own& own, const T* x) const {
     const auto deviation = terms_.Deviation(in.x, own);
-    const auto dz = act_(in.dy, [&] HWY_ATTR { return terms_.Z(deviation, own); });
-    return terms_.Times(dz, terms_.Plus(deviation, own), own);
+    const auto dz = act_.Dz(
+        in.dy, [&] HWY_ATTR { return terms_.Z(deviation, own); }, x);
+    return act_.Dx(terms_.Times(dz, terms_.Plus(deviation, own), own), x);
   }
 
   const T* x_;
@@ -122,7 +123,7 @@ class Differentiator {
 
  public:
   HWY_INLINE explicit Differentiator(const GradientKernels::Differentiate& args)
-      : args_(args), size_(args.channels * args.length), act_(args.activation) {}
+      : args_(args), size_(args.channels * args.length), act_(args) {}
 
   // Between two blocks only the sums of rows are stored: see normalize-inl.h.
   HWY_INLINE std::int64_t Run() const {
@@ -218,15 +219,15 @@ class Differentiator {
 
 template <class T>
 std::int64_t Differentiate(const GradientKernels::Differentiate& args) {
-  return args.activation == Activation::none ? Differentiator<T, Same>(args).Run()
-                                             : Differentiator<T, Derivative>(args).Run();
+  return IsSame(args) ? Differentiator<T, Same<T>>(args).Run()
+                      : Differentiator<T, Derivative<T>>(args).Run();
 }
 
 template <class T, class Act>
 HWY_INLINE void ApplyGradientColumnsBy(const GradientKernels::ApplyColumns& args) {
   using C = Compute<T>;
   constexpr std::int64_t kBand = !kFast<T> || Act::kFew ? 1 : kGradientPlaces;
-  const Act act(args.activation);
+  const Act act(args);
   SlopedLanes<C> terms(args);
   const Store store =
       StoreOfLanes(args.store, static_cast<const T*>(args.dx), args.stride, args.width);
@@ -245,8 +246,8 @@ HWY_INLINE void ApplyGradientColumnsBy(const GradientKernels::ApplyColumns& args
 
 template <class T>
 void ApplyGradientColumns(const GradientKernels::ApplyColumns& args) {
-  return args.activation == Activation::none ? ApplyGradientColumnsBy<T, Same>(args)
-                                             : ApplyGradientColumnsBy<T, Derivative>(args);
+  return IsSame(args) ? ApplyGradientColumnsBy<T, Same<T>>(args)
+                      : ApplyGradientColumnsBy<T, Derivative<T>>(args);
 }
 
 }  // namespace HWY_NAMESPACE

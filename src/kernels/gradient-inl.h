@@ -44,26 +44,39 @@ class RowGradientSums {
     const Tag<C> d;
     if (count < kVector) return OfShort(x, dy, at, count, total);
     const std::int64_t end = at + count;
-    std::int64_t i = Act::kFew || !kFast<T> ? at : AddFours(x, dy, at, count);
+    std::int64_t i = at;
+    if constexpr (!Act::kFew && kFast<T>) i = AddFours(x, dy, at, count);
     for (; i + kVector <= end; i += kVector) {
-      Add<0>(LoadAs(d, x + i), LoadAs(d, dy + i));
+      const Pair own = PairAt(x + i, dy + i);
+      act_.Keep(own.dz, x + i);
+      Add<0>(own);
       if (--left_ == 0) Fold();
     }
     if (i < end) {
       // The tail: the lanes already counted left out.
       const auto counted = hn::FirstN(d, static_cast<std::size_t>(kVector - (end - i)));
-      const V deviation = terms_.Deviation(LoadAs(d, x + end - kVector), {});
-      const V dz = DzOf(deviation, LoadAs(d, dy + end - kVector));
-      dz_[1] = hn::Add(dz_[1], hn::IfThenZeroElse(counted, dz));
-      dzx_[1] = hn::Add(dzx_[1], hn::IfThenZeroElse(counted, hn::Mul(dz, deviation)));
+      const Pair own = PairAt(x + end - kVector, dy + end - kVector);
+      act_.Keep(own.dz, x + end - kVector);
+      dz_[1] = hn::Add(dz_[1], hn::IfThenZeroElse(counted, own.dz));
+      dzx_[1] = hn::Add(dzx_[1], hn::IfThenZeroElse(counted, hn::Mul(own.dz, own.deviation)));
     }
     Fold();
     return total_;
   }
 
  private:
-  // All fours of vectors; returns where those end. The halves of a long row go side by side: see
-  // RunSums.
+  struct Pair {
+    V deviation, dz;
+  };
+
+  HWY_INLINE Pair PairAt(const T* x, const T* dy) const {
+    const V deviation = terms_.Deviation(act_.U(x), {});
+    const auto z = [&] HWY_ATTR { return terms_.Z(deviation, {}); };
+    return {deviation, act_.Dz(LoadAs(Tag<C>(), dy), z, x)};
+  }
+
+  // All fours of vectors, dz = dy; returns where those end. The halves of a long row go side by
+  // side: see RunSums.
   HWY_INLINE std::int64_t AddFours(const T* x, const T* dy, std::int64_t at, std::int64_t count) {
     const Tag<C> d;
     const std::int64_t steps = count / (4 * kVector);
@@ -73,10 +86,10 @@ class RowGradientSums {
     for (std::int64_t s = 0, i = at; s < steps; ++s, i += step) {
       const auto x0 = LoadTwo<Order::any>(d, x + i), x1 = LoadTwo<Order::any>(d, x + i + apart);
       const auto dy0 = LoadTwo<Order::any>(d, dy + i), dy1 = LoadTwo<Order::any>(d, dy + i + apart);
-      Add<0>(x0.v0, dy0.v0);
-      Add<1>(x0.v1, dy0.v1);
-      Add<2>(x1.v0, dy1.v0);
-      Add<3>(x1.v1, dy1.v1);
+      Add<0>({terms_.Deviation(x0.v0, {}), dy0.v0});
+      Add<1>({terms_.Deviation(x0.v1, {}), dy0.v1});
+      Add<2>({terms_.Deviation(x1.v0, {}), dy1.v0});
+      Add<3>({terms_.Deviation(x1.v1, {}), dy1.v1});
       if (--left_ == 0) Fold();
     }
     return at + steps * 4 * kVector;
@@ -91,21 +104,15 @@ class RowGradientSums {
     const auto until = hn::FirstN(d, static_cast<std::size_t>(at - first + count));
     const auto own = hn::AndNot(before, until);
     // Left out of the products, not of what is loaded: loads under a mask are not guessed ahead.
-    const V deviation = terms_.Deviation(LoadAs(d, x + first), {});
-    const V dz = DzOf(deviation, LoadAs(d, dy + first));
-    return {SumLanes(d, hn::IfThenElseZero(own, dz)),
-            SumLanes(d, hn::IfThenElseZero(own, hn::Mul(dz, deviation)))};
-  }
-
-  HWY_INLINE V DzOf(V deviation, V dy) const {
-    return act_(dy, [&] HWY_ATTR { return terms_.Z(deviation, {}); });
+    const Pair all = PairAt(x + first, dy + first);
+    return {SumLanes(d, hn::IfThenElseZero(own, all.dz)),
+            SumLanes(d, hn::IfThenElseZero(own, hn::Mul(all.dz, all.deviation)))};
   }
 
   template <int kChainOf>
-  HWY_INLINE void Add(V x, V dy) {
-    const V deviation = terms_.Deviation(x, {}), dz = DzOf(deviation, dy);
-    dz_[kChainOf] = hn::Add(dz_[kChainOf], dz);
-    dzx_[kChainOf] = hn::MulAdd(dz, deviation, dzx_[kChainOf]);
+  HWY_INLINE void Add(const Pair& own) {
+    dz_[kChainOf] = hn::Add(dz_[kChainOf], own.dz);
+    dzx_[kChainOf] = hn::MulAdd(own.dz, own.deviation, dzx_[kChainOf]);
   }
 
   HWY_INLINE void Fold() {
@@ -137,7 +144,7 @@ HWY_INLINE GradientSums SumOfRow(const PerRow<T>& rows, const Act& act, const T*
 
 template <class T, class Act>
 HWY_INLINE void SumRowsBy(const GradientKernels::SumRows& args) {
-  const Act act(args.activation);
+  const Act act(args);
   const PerRow<T> rows(args.params, 0, args.mean, args.rstd);
   for (std::int64_t r = 0; r < args.rows; ++r) {
     args.sums[r] = SumOfRow<T, Act>(rows, act, static_cast<const T*>(args.x),
@@ -147,8 +154,7 @@ HWY_INLINE void SumRowsBy(const GradientKernels::SumRows& args) {
 
 template <class T>
 void SumRows(const GradientKernels::SumRows& args) {
-  return args.activation == Activation::none ? SumRowsBy<T, Same>(args)
-                                             : SumRowsBy<T, Derivative>(args);
+  return IsSame(args) ? SumRowsBy<T, Same<T>>(args) : SumRowsBy<T, Derivative<T>>(args);
 }
 
 template <class C>
@@ -176,9 +182,12 @@ HWY_INLINE void SumGradientBand(const GradientKernels::SumColumns& args, const A
     auto band_dz = hn::Zero(d), band_dzx = hn::Zero(d);
 #pragma GCC unroll 8
     for (std::int64_t r = 0; r < kRows; ++r) {
-      const auto deviation = terms.Deviation(LoadAs(d, x + r * apart * args.stride), own);
-      const auto dz = act(LoadAs(d, dy + r * apart * args.dy_stride),
-                          [&] HWY_ATTR { return terms.Z(deviation, own); });
+      const T* const place = x + r * apart * args.stride;
+      const auto deviation = terms.Deviation(act.U(place), own);
+      const auto dz = act.Dz(
+          LoadAs(d, dy + r * apart * args.dy_stride),
+          [&] HWY_ATTR { return terms.Z(deviation, own); }, place);
+      act.Keep(dz, place);
       band_dz = hn::Add(band_dz, dz);
       band_dzx = hn::MulAdd(dz, deviation, band_dzx);
     }
@@ -190,7 +199,7 @@ HWY_INLINE void SumGradientBand(const GradientKernels::SumColumns& args, const A
 template <class T, class Act>
 HWY_INLINE void SumColumnsBy(const GradientKernels::SumColumns& args) {
   constexpr std::int64_t kBand = !kFast<T> ? 1 : Act::kFew ? 2 : kSumBand;
-  const Act act(args.activation);
+  const Act act(args);
   ColumnSums<Compute<T>> sums(args.width);
   ForBands(args.rows, kBand,
            [&](std::int64_t row, std::int64_t places, std::int64_t apart) HWY_ATTR {
@@ -206,8 +215,7 @@ HWY_INLINE void SumColumnsBy(const GradientKernels::SumColumns& args) {
 
 template <class T>
 void SumColumns(const GradientKernels::SumColumns& args) {
-  return args.activation == Activation::none ? SumColumnsBy<T, Same>(args)
-                                             : SumColumnsBy<T, Derivative>(args);
+  return IsSame(args) ? SumColumnsBy<T, Same<T>>(args) : SumColumnsBy<T, Derivative<T>>(args);
 }
 
 // Runs that have a mean and a rstd each, and a gamma for each element: kRows of them, `apart` runs
@@ -246,12 +254,14 @@ HWY_INLINE void SumRunBand(const GradientKernels::SumRuns& args, const Act& act,
       V band_dz = hn::Zero(d), band_dzx = hn::Zero(d);
 #pragma GCC unroll 4
       for (std::int64_t r = 0; r < kRows; ++r) {
-        const V deviation =
-            hn::Sub(LoadAs(d, x + r * stride + at), hn::Load(d, mean + r * kVector));
+        const T* const place = x + r * stride + at;
+        const V deviation = hn::Sub(act.U(place), hn::Load(d, mean + r * kVector));
         const V by_rstd = hn::Load(d, rstd + r * kVector), plus = hn::Load(d, shift + r * kVector);
-        const V dz = act(LoadAs(d, dy + r * dy_stride + at), [&] HWY_ATTR {
+        const auto z = [&] HWY_ATTR {
           return hn::MulAdd(hn::MulAdd(deviation, by_rstd, plus), weight, beta.At(at));
-        });
+        };
+        const V dz = act.Dz(LoadAs(d, dy + r * dy_stride + at), z, place);
+        act.Keep(dz, place);
         // Not dz * xhat: where eps is all there is of a deviation, xhat has few digits.
         const V scaled = hn::Mul(dz, by_rstd);
         band_dz = hn::Add(band_dz, dz);
@@ -277,7 +287,7 @@ template <class T, class Act>
 HWY_INLINE void SumRunsBy(const GradientKernels::SumRuns& args) {
   using C = Compute<T>;
   constexpr std::int64_t kBand = !kFast<T> || Act::kFew ? 1 : kRunBand;
-  const Act act(args.activation);
+  const Act act(args);
   ColumnSums<C> sums(args.width);
   const Param<T> gamma(args.params.gamma, args.params.dtype, 0, C{1});
   const Param<T> beta(args.params.beta, args.params.dtype, 0, C{0});
@@ -295,8 +305,7 @@ HWY_INLINE void SumRunsBy(const GradientKernels::SumRuns& args) {
 
 template <class T>
 void SumRuns(const GradientKernels::SumRuns& args) {
-  return args.activation == Activation::none ? SumRunsBy<T, Same>(args)
-                                             : SumRunsBy<T, Derivative>(args);
+  return IsSame(args) ? SumRunsBy<T, Same<T>>(args) : SumRunsBy<T, Derivative<T>>(args);
 }
 
 }  // namespace HWY_NAMESPACE

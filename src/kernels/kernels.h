@@ -55,6 +55,15 @@ struct Join {
   void* sum;
 };
 
+// The same of the backward pass: dz is that of z + residual, and dx has dsum on top. What sums
+// writes dz to dresidual.
+struct GradientJoin {
+  const void* skip;
+  const void* residual;
+  const void* dsum;
+  void* dresidual;
+};
+
 // Of a row of lanes, in the compute type.
 struct LaneCoefficients {
   const void* mean;
@@ -62,7 +71,8 @@ struct LaneCoefficients {
   const void* b;
 };
 
-// The backward pass, of dz = dy * activation'(z). The activation has a fused derivative.
+// The backward pass, of dz = dy * activation'(z). The activation has a fused derivative. With
+// `join` (null: nothing), rows are of a vector at least.
 struct GradientKernels {
   // x, dy [rows, length], contiguous -> sums [rows]; params [rows].
   struct SumRows {
@@ -73,6 +83,7 @@ struct GradientKernels {
     double mean, rstd;
     Activation activation;
     GradientSums* sums;
+    const GradientJoin* join = nullptr;
   };
   void (*sum_rows)(const SumRows&);
 
@@ -85,6 +96,7 @@ struct GradientKernels {
     LaneCoefficients coefficients;
     Activation activation;
     GradientSums* sums;
+    const GradientJoin* join = nullptr;
   };
   void (*sum_columns)(const SumColumns&);
 
@@ -103,6 +115,7 @@ struct GradientKernels {
     Activation activation;
     GradientSums* column_sums;
     GradientSums* run_sums;
+    const GradientJoin* join = nullptr;
   };
   void (*sum_runs)(const SumRuns&);
 
@@ -124,6 +137,7 @@ struct GradientKernels {
     Activation activation;
     Store store;
     GradientSums* sums;
+    const GradientJoin* join = nullptr;
   };
   std::int64_t (*differentiate)(const Differentiate&);
 
@@ -139,6 +153,7 @@ struct GradientKernels {
     const void* slope;
     Activation activation;
     Store store;
+    const GradientJoin* join = nullptr;
   };
   void (*apply_columns)(const ApplyColumns&);
 };
@@ -146,7 +161,8 @@ struct GradientKernels {
 // Between `count` numbers of a tensor and a tile of the compute type or, wide, of double.
 struct TileKernels {
   // u = x + skip + shift, each sum rounded to the compute type, to a tile; and to `sum`, rounded to
-  // the storage dtype. Null: not there. shift is one number or, by lanes, as many as x.
+  // the storage dtype: of `rows` rows of `count` elements, contiguous. Null: not there. shift is
+  // one number or, by lanes, one for each element of a row.
   struct Load {
     const void* x;
     const void* skip = nullptr;
@@ -155,6 +171,7 @@ struct TileKernels {
     void* sum = nullptr;
     void* tile;
     std::int64_t count;
+    std::int64_t rows = 1;
   };
   void (*load)(const Load&);
   void (*load_wide)(const Load&);

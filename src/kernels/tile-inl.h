@@ -25,9 +25,9 @@ struct Tail {
   HWY_ALIGN T data[64 / sizeof(T)] = {};
 };
 
-// T -> C, where u is formed in T's compute type.
+// T -> C, where u is formed in T's compute type: row `row`.
 template <class T, class C>
-void LoadTile(const TileKernels::Load& args) {
+HWY_INLINE void LoadRow(const TileKernels::Load& args, std::int64_t row) {
   const Tag<C> d;
   const hn::Rebind<Compute<T>, Tag<C>> du;
   const T* const shift = static_cast<const T*>(args.shift);
@@ -44,12 +44,13 @@ void LoadTile(const TileKernels::Load& args) {
       hn::StoreU(hn::PromoteTo(d, u), d, to);
     }
   };
-  const T* const x = static_cast<const T*>(args.x);
-  const T* const skip = static_cast<const T*>(args.skip);
-  const T* const lanes = args.by_lanes ? shift : nullptr;
-  T* const sum = static_cast<T*>(args.sum);
-  C* const to = static_cast<C*>(args.tile);
   const auto at = [](auto* data, std::int64_t i) { return data == nullptr ? data : data + i; };
+  const std::int64_t first = row * args.count;
+  const T* const x = static_cast<const T*>(args.x) + first;
+  const T* const skip = at(static_cast<const T*>(args.skip), first);
+  const T* const lanes = args.by_lanes ? shift : nullptr;
+  T* const sum = at(static_cast<T*>(args.sum), first);
+  C* const to = static_cast<C*>(args.tile) + first;
   std::int64_t i = 0;
   for (; i + kLanes<C> <= args.count; i += kLanes<C>) {
     load(x + i, at(skip, i), at(lanes, i), at(sum, i), to + i);
@@ -65,6 +66,11 @@ void LoadTile(const TileKernels::Load& args) {
   load(tail(x, tails[0]), tail(skip, tails[1]), tail(lanes, tails[2]),
        sum == nullptr ? nullptr : tails[3].data, to + i);
   if (sum != nullptr) std::copy_n(tails[3].data, rest, sum + i);
+}
+
+template <class T, class C>
+void LoadTile(const TileKernels::Load& args) {
+  for (std::int64_t row = 0; row < args.rows; ++row) LoadRow<T, C>(args, row);
 }
 
 // Rounded to nearest. (Highway's portable targets turn what is too large into a number.)
