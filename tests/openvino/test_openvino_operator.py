@@ -1,5 +1,6 @@
 """groupnorm.openvino.GroupNorm: results, types, threads, files, caches, what is refused."""
 
+import os
 import subprocess
 import sys
 
@@ -25,6 +26,7 @@ import groupnorm.openvino
 from groupnorm.openvino import GroupNorm, _operator, _version
 
 SHAPE, GROUPS = (2, 8, 6, 5), 4
+CORES = os.sched_getaffinity(0)
 # Multiples of 1/64 below 2, which every type holds.
 SCALE, BIAS = (numpy.round(normal((8,), seed=i).clip(-1.9, 1.9) * 64) / 64 for i in (1, 2))
 TYPES = {"f32": "float32", "f16": "float16", "bf16": "bfloat16", "f64": "float64"}
@@ -105,7 +107,36 @@ def test_uses_the_threads_of_the_stream(threads, streams, monkeypatch):
     monkeypatch.setattr(_operator, "normalize", count)
     made = compiled(model(), INFERENCE_NUM_THREADS=threads, NUM_STREAMS=streams)
     made([normal(SHAPE)])
-    assert seen == [threads // streams]
+    assert seen == [1]  # of so few bytes
+    monkeypatch.setattr(_operator, "_BYTES_PER_THREAD", 1)
+    made([normal(SHAPE)])
+    assert seen == [1, threads // streams]
+
+
+@pytest.mark.skipif(len(CORES) < 2, reason="OpenVINO pins the thread to the one core that there is")
+def test_works_on_the_cores_of_the_process(monkeypatch):
+    """The main thread is pinned while it infers, and the engine's threads run where it may."""
+    seen = []
+    monkeypatch.setattr(
+        _operator, "normalize", lambda *_, **__: seen.append(os.sched_getaffinity(0))
+    )
+    made = compiled(model(), INFERENCE_NUM_THREADS=2, ENABLE_CPU_PINNING=True)
+    made([normal(SHAPE)])
+    assert seen == [CORES]
+
+    def pinned():
+        with _operator._unpinned():
+            seen.append(os.sched_getaffinity(0))
+        return os.sched_getaffinity(0)
+
+    one = {min(CORES)}
+    os.sched_setaffinity(0, one)
+    try:
+        assert pinned() == one
+    finally:
+        os.sched_setaffinity(0, CORES)
+    assert pinned() == CORES
+    assert seen == [CORES] * 3
 
 
 def test_runs_in_streams_at_once():

@@ -1,9 +1,12 @@
 """The operator: a group norm and its activation, evaluated by the engine."""
 
+import contextlib
 import ctypes
 import functools
 import math
-from collections.abc import Callable, Sequence
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy
@@ -15,6 +18,7 @@ from .._blocks import grouped, normalize
 from .._core import ACTIVATIONS, LAYOUTS
 
 DTYPES = (Type.f32, Type.f16, Type.bf16, Type.f64)
+_BYTES_PER_THREAD = 4 << 20
 
 
 class GroupNorm(openvino.Op):
@@ -118,17 +122,18 @@ class GroupNorm(openvino.Op):
         x, out = as_array("x", _array(inputs[0])), outputs[0]
         if list(out.shape) != list(x.shape):
             out.shape = x.shape
-        normalize(
-            grouped(x.shape, given["num_groups"], given["layout"]),
-            x,
-            _param(inputs[1], x),
-            _param(inputs[2], x),
-            given["eps"],
-            given["activation"],
-            _array(out),
-            (False, False),
-            threads=_stream_threads(),
-        )
+        with _unpinned():
+            normalize(
+                grouped(x.shape, given["num_groups"], given["layout"]),
+                x,
+                _param(inputs[1], x),
+                _param(inputs[2], x),
+                given["eps"],
+                given["activation"],
+                _array(out),
+                (False, False),
+                threads=_threads(x.nbytes),
+            )
         return True
 
 
@@ -157,6 +162,27 @@ def bfloat16() -> numpy.dtype[Any]:
     return numpy.dtype(ml_dtypes.bfloat16)
 
 
+_CORES = os.sched_getaffinity(os.getpid()) if hasattr(os, "sched_getaffinity") else set()
+
+
+@contextlib.contextmanager
+def _unpinned() -> Iterator[None]:
+    """The main thread on the cores that it had when this module was imported.
+
+    OpenVINO pins whichever thread infers to one core, for as long as that takes. The engine's threads
+    run where the main thread may: on that core, too.
+    """
+    own = os.sched_getaffinity(0) if _CORES and threading.get_native_id() == os.getpid() else _CORES
+    if len(own) != 1 or own == _CORES:
+        yield
+        return
+    os.sched_setaffinity(0, _CORES)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, own)
+
+
 @functools.cache
 def _max_concurrency() -> Callable[[None], int] | None:
     """What tbb::this_task_arena::max_concurrency() calls, in the library that OpenVINO has loaded."""
@@ -170,10 +196,15 @@ def _max_concurrency() -> Callable[[None], int] | None:
     return function
 
 
-def _stream_threads() -> int | None:
-    """How many threads the stream has that calls: INFERENCE_NUM_THREADS over its NUM_STREAMS.
+def _threads(size: int) -> int | None:
+    """How many threads normalize so many bytes: at most those of the stream that calls, which are
+    INFERENCE_NUM_THREADS over its NUM_STREAMS.
 
-    None where that is not known: then as many as groupnorm.set_num_threads says.
+    None where these are not known: then as many as groupnorm.set_num_threads says.
     """
     function = _max_concurrency()
-    return None if function is None else function(None)
+    if function is None:
+        return None
+    # OpenVINO's own threads still spin on their cores, and one of ours waits for a core as long as
+    # it takes to normalize some megabytes.
+    return min(function(None), max(1, size // _BYTES_PER_THREAD))

@@ -96,8 +96,9 @@ def _replace(norm: Norm, layout: str, precision: Type) -> None:
     rank = len(x.get_partial_shape()) if layout == "channels_last" else 0
     if rank:
         x = _transposed(x, [0, *range(2, rank), 1])
+    shape = x.get_partial_shape()
     if converted != dtype:
-        x = op.convert(x, converted).output(0)
+        x = op.convert(_of_rank_7(x, layout), converted).output(0)
     node = GroupNorm(
         [x, _param(norm, norm.scale, 1), _param(norm, norm.bias, 0)],
         norm.groups,
@@ -109,6 +110,8 @@ def _replace(norm: Norm, layout: str, precision: Type) -> None:
     y = node
     if converted != dtype:
         y = op.convert(y, dtype)
+        if y.get_output_partial_shape(0) != shape:
+            y = _reshaped(y.output(0), list(shape.to_shape())).get_node()
     if rank:
         y = _transposed(y.output(0), [0, rank - 1, *range(1, rank - 1)]).get_node()
     y.set_friendly_name(norm.last.get_friendly_name())
@@ -120,6 +123,24 @@ def _replace(norm: Norm, layout: str, precision: Type) -> None:
 
 def _transposed(value: Output, order: list[int]) -> Output:
     return op.transpose(value, op.constant(numpy.array(order, numpy.int32))).output(0)
+
+
+def _reshaped(value: Output, shape: list[int]) -> Output:
+    return op.reshape(value, op.constant(numpy.array(shape, numpy.int64)), False).output(0)
+
+
+def _of_rank_7(value: Output, layout: str) -> Output:
+    """The same value with more positions of size 1.
+
+    The CPU plugin drops a Convert whose input it has in the type of its output, but only where its
+    compiler of elementwise operations did not take it, which stops at rank 6. That one copies.
+    """
+    if value.get_partial_shape().is_dynamic or len(value.get_shape()) >= 7:
+        return value
+    shape = list(value.get_shape())
+    ones = [1] * (7 - len(shape))
+    split = 1 if layout == "channels_last" else 2
+    return _reshaped(value, [*shape[:split], *ones, *shape[split:]])
 
 
 def _param(norm: Norm, param: Output | None, default: float) -> Output:
