@@ -351,11 +351,7 @@ class GradientColumns {
   void apply_part(const Part& part, const GradientTerms* terms, bool extreme) const {
     const std::int64_t lanes = part.part.size();
     const bool wide = extreme || lanes < call_.kernels.lanes;
-    if (fused_ && !extreme && apply_lanes(part, terms)) {
-      const Range rows = part.at.rows;
-      gradient_.add_written_shifts({index(rows.begin, part.part), rows.size(), width(), lanes});
-      return;
-    }
+    if (fused_ && !extreme && apply_lanes(part, terms)) return;
     LaneArray shift(wide ? DType::f64 : call_.compute()), slope = shift;
     fill(part, terms, &shift, &slope);
     for_each_tile(part, wide, false,

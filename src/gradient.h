@@ -63,15 +63,14 @@ struct GradientCall {
   BlockSums* own = nullptr;
   double* shifts = nullptr;  // sums of dx, as `sums` lie, where dshift is asked for
 
-  // Whether the kernels make dz of the tensors, and dx of it; else that goes by tiles.
+  // Whether the kernels make dz of the tensors, and dx of it; else that goes by tiles. It does not
+  // depend on what is asked for, and so the bits do not.
   bool is_fused() const {
-    if (!has_fused_derivative(call.spec.activation) || call.args.shift != nullptr) return false;
-    const bool short_rows =
-        !map.columns && !map.by_elements && call.spec.shape.s < call.kernels.lanes;
-    return !(joins() && short_rows) && (args.dshift == nullptr || sums_written_dx());
+    if (!has_fused_derivative(call.spec.activation) || call.spec.shift) return false;
+    if (!joins()) return true;
+    const bool long_rows = call.spec.shape.s >= kShortRow * call.kernels.lanes;
+    return args.dsum == nullptr && (map.columns || (!map.by_elements && long_rows));
   }
-  // Whether dshift is made of dx as it stands in its tensor: there it is not rounded.
-  bool sums_written_dx() const { return args.dx != nullptr && call.spec.data == call.compute(); }
   // dshift is made of dx, also where that is not asked for.
   bool makes_dx() const { return args.dx != nullptr || args.dshift != nullptr; }
   bool joins() const { return call.joins() || args.dsum != nullptr || args.dresidual != nullptr; }
@@ -80,8 +79,7 @@ struct GradientCall {
     const std::int64_t bytes = index * call.element;
     void* const dresidual =
         args.dresidual == nullptr ? nullptr : static_cast<std::byte*>(args.dresidual) + bytes;
-    return {offset(call.args.skip, bytes), offset(call.args.residual, bytes),
-            offset(args.dsum, bytes), dresidual};
+    return {offset(call.args.skip, bytes), offset(call.args.residual, bytes), dresidual};
   }
 
   const void* dy(std::int64_t index) const {
@@ -125,10 +123,6 @@ struct GradientCall {
                                     kernels, shift_sums(example, channel, position));
                          });
     }
-  }
-  // The same of dx as it stands in its tensor.
-  void add_written_shifts(const Area& area) const {
-    if (shifts != nullptr) add_shifts(area, dx(area.index), call.spec.data, area.stride);
   }
 
   // Pieces are added in their order: the bits do not depend on who made them.

@@ -173,12 +173,11 @@ class LayerGradient {
     const std::int64_t count = blocks.examples.size(), step = blocks.groups.size();
     const std::int64_t first = blocks.at(blocks.examples.begin, group);
     const std::int64_t at = index(blocks.examples.begin, channels.begin);
-    const GradientJoin join = gradient_.join(at);
     std::fill_n(runs, count, GradientSums{0, 0});
     call_.kernels.gradients->sum_runs(
         {call_.x(at), gradient_.dy(at), call_.params(blocks.examples.begin, channels.begin), count,
          call_.spec.shape.c, call_.spec.shape.c, channels.size(), blocks.statistics + first, step,
-         call_.spec.activation, columns, runs, gradient_.joins() ? &join : nullptr});
+         call_.spec.activation, columns, runs});
   }
 
   void sum_in_tiles(const Blocks& blocks, std::int64_t group, Range channels, bool wide,
@@ -226,12 +225,10 @@ class LayerGradient {
     }
     const std::int64_t channel = blocks.groups.begin * channels_, at = index(example, channel);
     if (fused_ && !any_extreme) {
-      const GradientJoin join = gradient_.join(at);
       call_.kernels.gradients->differentiate(
           {call_.x(at), gradient_.dy(at), gradient_.dx(at), blocks.groups.size(), channels_, 1,
            call_.params(example, channel), mean, rstd, terms, gradient_rule(call_),
-           call_.spec.activation, call_.store, nullptr, gradient_.joins() ? &join : nullptr});
-      gradient_.add_written_shifts({at, 1, 0, blocks.groups.size() * channels_});
+           call_.spec.activation, call_.store, nullptr});
       return;
     }
     for (std::int64_t b = 0; b < blocks.groups.size(); ++b) {

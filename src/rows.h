@@ -206,11 +206,16 @@ class GradientRows {
     const std::int64_t most =
         fused_ ? end - begin : std::min(kBlocksOfTile, Tiles(call_, false).size() / run_);
     if (!one_run || spec.given_statistics || most == 0) return 0;
+    if (fused_ && gradient_.joins()) return 0;  // that kernel joins nothing
     const std::int64_t groups = spec.shape.c / spec.block.channels;
     for (std::int64_t block = begin; block < end;) {
       const std::int64_t blocks = std::min({end - block, groups - block % groups, most});
       const std::int64_t done =
-          fused_ ? differentiate_fused(block, blocks) : differentiate_in_tiles(block, blocks);
+          fused_
+              ? differentiate_blocks(*call_.kernels.gradients, block, blocks, call_.x(block * run_),
+                                     gradient_.dy(block * run_), gradient_.dx(block * run_),
+                                     call_.spec.activation, call_.store)
+              : differentiate_in_tiles(block, blocks);
       block += done;
       if (done < blocks) return block - begin;
     }
@@ -234,8 +239,7 @@ class GradientRows {
   // Blocks of one example.
   std::int64_t differentiate_blocks(const GradientKernels& kernels, std::int64_t first,
                                     std::int64_t blocks, const void* x, const void* dy, void* dx,
-                                    Activation activation, Store store,
-                                    const GradientJoin* join) const {
+                                    Activation activation, Store store) const {
     const Spec& spec = call_.spec;
     const std::int64_t groups = spec.shape.c / spec.block.channels;
     const std::int64_t example = first / groups, channel = first % groups * spec.block.channels;
@@ -244,17 +248,7 @@ class GradientRows {
                                   call_.params(example, channel),
                                   spec.center ? args.mean + first : nullptr, args.rstd + first,
                                   nullptr, gradient_rule(call_), activation, store,
-                                  gradient_.sums + gradient_.map.index(example, channel, 0), join});
-  }
-
-  std::int64_t differentiate_fused(std::int64_t first, std::int64_t blocks) const {
-    const std::int64_t at = first * run_;
-    const GradientJoin join = gradient_.join(at);
-    const std::int64_t done = differentiate_blocks(
-        *call_.kernels.gradients, first, blocks, call_.x(at), gradient_.dy(at), gradient_.dx(at),
-        call_.spec.activation, call_.store, gradient_.joins() ? &join : nullptr);
-    gradient_.add_written_shifts({at, 1, 0, done * run_});
-    return done;
+                                  gradient_.sums + gradient_.map.index(example, channel, 0)});
   }
 
   std::int64_t differentiate_in_tiles(std::int64_t first, std::int64_t blocks) const {
@@ -272,7 +266,7 @@ class GradientRows {
                call_.params(first / groups, first % groups * spec.block.channels), statistics);
     const std::int64_t done =
         differentiate_blocks(tiles.kernels(), first, blocks, tiles.x(), tiles.dz(), tiles.dx(),
-                             Activation::none, tiles.store(), nullptr);
+                             Activation::none, tiles.store());
     tiles.finish(done * run_);
     return done;
   }
@@ -330,7 +324,6 @@ class GradientRows {
           {call_.x(part.index), gradient_.dy(part.index), gradient_.dx(part.index), 1, part.rows,
            part.length, params, &statistics.mean, &statistics.rstd, &terms, gradient_rule(call_),
            call_.spec.activation, call_.store, nullptr, gradient_.joins() ? &join : nullptr});
-      gradient_.add_written_shifts({part.index, 1, 0, part.rows * part.length});
       return;
     }
     GradientTiles tiles(gradient_, wide, false);

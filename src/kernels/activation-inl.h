@@ -250,84 +250,95 @@ struct Gelu {
   }
 };
 
-// What the backward pass makes of x, dy and z, vector by vector; x and dy are places in the
-// tensors. kFew: whether a loop should have these functions but once.
+// What the backward pass makes of x, dy and z, vector by vector; x is a place in the tensor. kFew:
+// whether a loop should have these functions but once. Joined: the same with a GradientJoin.
 
-// dz = dy, where there is no activation and no GradientJoin.
+// dz = dy, where there is no activation.
 template <class T>
 struct Same {
   using V = Vector<Compute<T>>;
+  using Joined = Same;
   static constexpr bool kFew = false;
 
   template <class Args>
   HWY_INLINE explicit Same(const Args&) {}
 
+  HWY_INLINE const Same& Plain() const { return *this; }
   HWY_INLINE V U(const T* x) const { return LoadAs(Tag<Compute<T>>(), x); }
   template <class Z>
   HWY_INLINE V Dz(V dy, const Z&, const T*) const {
     return dy;
   }
   HWY_INLINE void Keep(V, const T*) const {}
-  HWY_INLINE V Dx(V dx, const T*) const { return dx; }
 };
 
-// dz = dy times the derivative of relu, SiLU or nothing at z(), with a GradientJoin. Which of them,
-// and what is joined, is asked for each vector, as in Swish and Joined: beside the derivative of
-// SiLU the branches cost next to nothing.
-template <class T>
+// dz = dy times the derivative of relu or SiLU, or of nothing, at z(). Which of them, and what is
+// joined, is asked for each vector, as in Swish: beside the derivative of SiLU that costs next to
+// nothing.
+template <class T, bool kJoins>
 class Derivative {
   using C = Compute<T>;
   using V = Vector<C>;
 
  public:
+  using Joined = Derivative<T, true>;
   static constexpr bool kFew = true;
 
   template <class Args>
   HWY_INLINE explicit Derivative(const Args& args)
-      : activation_(args.activation), x_(static_cast<const T*>(args.x)) {
-    if (args.join == nullptr) return;
-    skip_ = static_cast<const T*>(args.join->skip);
-    residual_ = static_cast<const T*>(args.join->residual);
-    dsum_ = static_cast<const T*>(args.join->dsum);
-    dresidual_ = static_cast<T*>(args.join->dresidual);
+      : Derivative(args.activation, static_cast<const T*>(args.x)) {
+    if constexpr (kJoins) {
+      if (args.join == nullptr) return;
+      skip_ = static_cast<const T*>(args.join->skip);
+      residual_ = static_cast<const T*>(args.join->residual);
+      dresidual_ = static_cast<T*>(args.join->dresidual);
+    }
   }
+
+  // The same of a call that joins nothing.
+  HWY_INLINE Derivative<T, false> Plain() const { return {activation_, x_}; }
 
   HWY_INLINE V U(const T* x) const {
     const V u = LoadAs(Tag<C>(), x);
-    return skip_ == nullptr ? u : hn::Add(u, LoadAs(Tag<C>(), skip_ + (x - x_)));
+    if (!kJoins || skip_ == nullptr) return u;
+    return hn::Add(u, LoadAs(Tag<C>(), skip_ + (x - x_)));
   }
   template <class Z>
   HWY_INLINE V Dz(V dy, const Z& z, const T* x) const {
     const Tag<C> d;
-    if (activation_ == Activation::none) return dy;
+    if (kJoins && activation_ == Activation::none) return dy;
     V of_z = z();
-    if (residual_ != nullptr) of_z = hn::Add(of_z, LoadAs(d, residual_ + (x - x_)));
+    if (kJoins && residual_ != nullptr) of_z = hn::Add(of_z, LoadAs(d, residual_ + (x - x_)));
     return activation_ == Activation::relu ? Relu::Gradient(d, of_z, dy)
                                            : Silu::Gradient(d, of_z, dy);
   }
-  // dz, where it is asked for.
+  // dz to dresidual, where that is asked for.
   HWY_INLINE void Keep(V dz, const T* x) const {
     const Tag<C> d;
-    if (dresidual_ == nullptr) return;
+    if (!kJoins || dresidual_ == nullptr) return;
     StoreAs(d, CleanNaN<T>(d, dz), dresidual_ + (x - x_), Store::cached);
-  }
-  HWY_INLINE V Dx(V dx, const T* x) const {
-    return dsum_ == nullptr ? dx : hn::Add(dx, LoadAs(Tag<C>(), dsum_ + (x - x_)));
   }
 
  private:
+  template <class, bool>
+  friend class Derivative;
+
+  HWY_INLINE Derivative(Activation activation, const T* x) : activation_(activation), x_(x) {}
+
   Activation activation_;
   const T* x_;
   const T* skip_ = nullptr;
   const T* residual_ = nullptr;
-  const T* dsum_ = nullptr;
   T* dresidual_ = nullptr;
 };
 
 // Whether the functions of Same are all that a call needs.
 template <class Args>
 HWY_INLINE bool IsSame(const Args& args) {
-  return args.activation == Activation::none && args.join == nullptr;
+  if constexpr (requires { args.join; }) {
+    if (args.join != nullptr) return false;
+  }
+  return args.activation == Activation::none;
 }
 
 // dy times the derivative of any activation at z. Which it is, is asked for each vector, as in

@@ -107,7 +107,7 @@ class GradientStage {
     const auto deviation = terms_.Deviation(in.x, own);
     const auto dz = act_.Dz(
         in.dy, [&] HWY_ATTR { return terms_.Z(deviation, own); }, x);
-    return act_.Dx(terms_.Times(dz, terms_.Plus(deviation, own), own), x);
+    return terms_.Times(dz, terms_.Plus(deviation, own), own);
   }
 
   const T* x_;
@@ -123,7 +123,7 @@ class Differentiator {
 
  public:
   HWY_INLINE explicit Differentiator(const GradientKernels::Differentiate& args)
-      : args_(args), size_(args.channels * args.length), act_(args) {}
+      : args_(args), size_(args.channels * args.length), act_(args), joined_(args) {}
 
   // Between two blocks only the sums of rows are stored: see normalize-inl.h.
   HWY_INLINE std::int64_t Run() const {
@@ -186,13 +186,13 @@ class Differentiator {
                                        slope);
       const RowStretches<T, 1> stretches(dx, args_.channels, args_.store);
       for (int i = stretches.first(); i <= stretches.last(); ++i)
-        WriteBy(b, 0, dx, terms, stretches[i]);
+        WriteBy(b, 0, dx, terms, act_, stretches[i]);
       return;
     }
     const PerRow<T> rows(args_.params, first, mean, rstd);
     if (IsShortRow<T>(args_.length)) {
       Sloped<C, ShortRowsTerms<T>> terms(ShortRowsTerms<T>(rows, args_.length), shift, slope);
-      WriteBy(b, 0, dx, terms, Stretch{0, size_});
+      WriteBy(b, 0, dx, terms, act_, Stretch{0, size_});
       return;
     }
     for (std::int64_t r = 0; r < args_.channels; ++r) {
@@ -200,27 +200,28 @@ class Differentiator {
       Sloped<C, RowTerms<C>> terms(RowTerms<C>(rows.mean(), rows(r)), shift, slope);
       const RowStretches<T, 1> stretches(dx + at, args_.length, args_.store);
       for (int i = stretches.first(); i <= stretches.last(); ++i) {
-        WriteBy(b, at, dx + at, terms, stretches[i]);
+        WriteBy(b, at, dx + at, terms, joined_, stretches[i]);
       }
     }
   }
 
-  template <class X>
-  HWY_INLINE void WriteBy(std::int64_t b, std::int64_t at, T* dx, X& terms,
+  template <class X, class A>
+  HWY_INLINE void WriteBy(std::int64_t b, std::int64_t at, T* dx, X& terms, const A& act,
                           const Stretch& to) const {
     NoSums none;
-    Write<C, 1>(GradientStage<T, X, Act>(x(b) + at, dy(b) + at, dx, terms, act_), terms, to, none);
+    Write<C, 1>(GradientStage<T, X, A>(x(b) + at, dy(b) + at, dx, terms, act), terms, to, none);
   }
 
   const GradientKernels::Differentiate& args_;
   std::int64_t size_;  // of a block
   Act act_;
+  typename Act::Joined joined_;  // of long rows alone, whose terms are given
 };
 
 template <class T>
 std::int64_t Differentiate(const GradientKernels::Differentiate& args) {
   return IsSame(args) ? Differentiator<T, Same<T>>(args).Run()
-                      : Differentiator<T, Derivative<T>>(args).Run();
+                      : Differentiator<T, Derivative<T, false>>(args).Run();
 }
 
 template <class T, class Act>
@@ -247,7 +248,7 @@ HWY_INLINE void ApplyGradientColumnsBy(const GradientKernels::ApplyColumns& args
 template <class T>
 void ApplyGradientColumns(const GradientKernels::ApplyColumns& args) {
   return IsSame(args) ? ApplyGradientColumnsBy<T, Same<T>>(args)
-                      : ApplyGradientColumnsBy<T, Derivative<T>>(args);
+                      : ApplyGradientColumnsBy<T, Derivative<T, true>>(args);
 }
 
 }  // namespace HWY_NAMESPACE

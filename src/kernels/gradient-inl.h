@@ -47,7 +47,7 @@ class RowGradientSums {
     std::int64_t i = at;
     if constexpr (!Act::kFew && kFast<T>) i = AddFours(x, dy, at, count);
     for (; i + kVector <= end; i += kVector) {
-      const Pair own = PairAt(x + i, dy + i);
+      const Pair own = PairAt(act_, x + i, dy + i);
       act_.Keep(own.dz, x + i);
       Add<0>(own);
       if (--left_ == 0) Fold();
@@ -55,7 +55,7 @@ class RowGradientSums {
     if (i < end) {
       // The tail: the lanes already counted left out.
       const auto counted = hn::FirstN(d, static_cast<std::size_t>(kVector - (end - i)));
-      const Pair own = PairAt(x + end - kVector, dy + end - kVector);
+      const Pair own = PairAt(act_, x + end - kVector, dy + end - kVector);
       act_.Keep(own.dz, x + end - kVector);
       dz_[1] = hn::Add(dz_[1], hn::IfThenZeroElse(counted, own.dz));
       dzx_[1] = hn::Add(dzx_[1], hn::IfThenZeroElse(counted, hn::Mul(own.dz, own.deviation)));
@@ -69,10 +69,11 @@ class RowGradientSums {
     V deviation, dz;
   };
 
-  HWY_INLINE Pair PairAt(const T* x, const T* dy) const {
-    const V deviation = terms_.Deviation(act_.U(x), {});
+  template <class A>
+  HWY_INLINE Pair PairAt(const A& act, const T* x, const T* dy) const {
+    const V deviation = terms_.Deviation(act.U(x), {});
     const auto z = [&] HWY_ATTR { return terms_.Z(deviation, {}); };
-    return {deviation, act_.Dz(LoadAs(Tag<C>(), dy), z, x)};
+    return {deviation, act.Dz(LoadAs(Tag<C>(), dy), z, x)};
   }
 
   // All fours of vectors, dz = dy; returns where those end. The halves of a long row go side by
@@ -104,7 +105,7 @@ class RowGradientSums {
     const auto until = hn::FirstN(d, static_cast<std::size_t>(at - first + count));
     const auto own = hn::AndNot(before, until);
     // Left out of the products, not of what is loaded: loads under a mask are not guessed ahead.
-    const Pair all = PairAt(x + first, dy + first);
+    const Pair all = PairAt(act_.Plain(), x + first, dy + first);
     return {SumLanes(d, hn::IfThenElseZero(own, all.dz)),
             SumLanes(d, hn::IfThenElseZero(own, hn::Mul(all.dz, all.deviation)))};
   }
@@ -154,7 +155,7 @@ HWY_INLINE void SumRowsBy(const GradientKernels::SumRows& args) {
 
 template <class T>
 void SumRows(const GradientKernels::SumRows& args) {
-  return IsSame(args) ? SumRowsBy<T, Same<T>>(args) : SumRowsBy<T, Derivative<T>>(args);
+  return IsSame(args) ? SumRowsBy<T, Same<T>>(args) : SumRowsBy<T, Derivative<T, true>>(args);
 }
 
 template <class C>
@@ -215,7 +216,7 @@ HWY_INLINE void SumColumnsBy(const GradientKernels::SumColumns& args) {
 
 template <class T>
 void SumColumns(const GradientKernels::SumColumns& args) {
-  return IsSame(args) ? SumColumnsBy<T, Same<T>>(args) : SumColumnsBy<T, Derivative<T>>(args);
+  return IsSame(args) ? SumColumnsBy<T, Same<T>>(args) : SumColumnsBy<T, Derivative<T, true>>(args);
 }
 
 // Runs that have a mean and a rstd each, and a gamma for each element: kRows of them, `apart` runs
@@ -261,7 +262,6 @@ HWY_INLINE void SumRunBand(const GradientKernels::SumRuns& args, const Act& act,
           return hn::MulAdd(hn::MulAdd(deviation, by_rstd, plus), weight, beta.At(at));
         };
         const V dz = act.Dz(LoadAs(d, dy + r * dy_stride + at), z, place);
-        act.Keep(dz, place);
         // Not dz * xhat: where eps is all there is of a deviation, xhat has few digits.
         const V scaled = hn::Mul(dz, by_rstd);
         band_dz = hn::Add(band_dz, dz);
@@ -305,7 +305,7 @@ HWY_INLINE void SumRunsBy(const GradientKernels::SumRuns& args) {
 
 template <class T>
 void SumRuns(const GradientKernels::SumRuns& args) {
-  return IsSame(args) ? SumRunsBy<T, Same<T>>(args) : SumRunsBy<T, Derivative<T>>(args);
+  return IsSame(args) ? SumRunsBy<T, Same<T>>(args) : SumRunsBy<T, Derivative<T, false>>(args);
 }
 
 }  // namespace HWY_NAMESPACE

@@ -55,12 +55,10 @@ struct Join {
   void* sum;
 };
 
-// The same of the backward pass: dz is that of z + residual, and dx has dsum on top. What sums
-// writes dz to dresidual.
+// The same of the backward pass: dz is that of z + residual. What sums writes it to dresidual.
 struct GradientJoin {
   const void* skip;
   const void* residual;
-  const void* dsum;
   void* dresidual;
 };
 
@@ -72,7 +70,7 @@ struct LaneCoefficients {
 };
 
 // The backward pass, of dz = dy * activation'(z). The activation has a fused derivative. With
-// `join` (null: nothing), rows are of a vector at least.
+// `join` (null: nothing), rows are long (kShortRow), and terms are given.
 struct GradientKernels {
   // x, dy [rows, length], contiguous -> sums [rows]; params [rows].
   struct SumRows {
@@ -115,7 +113,6 @@ struct GradientKernels {
     Activation activation;
     GradientSums* column_sums;
     GradientSums* run_sums;
-    const GradientJoin* join = nullptr;
   };
   void (*sum_runs)(const SumRuns&);
 

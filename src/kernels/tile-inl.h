@@ -27,7 +27,7 @@ struct Tail {
 
 // T -> C, where u is formed in T's compute type: row `row`.
 template <class T, class C>
-HWY_INLINE void LoadRow(const TileKernels::Load& args, std::int64_t row) {
+HWY_NOINLINE void LoadRow(const TileKernels::Load& args, std::int64_t row) {
   const Tag<C> d;
   const hn::Rebind<Compute<T>, Tag<C>> du;
   const T* const shift = static_cast<const T*>(args.shift);
