@@ -102,6 +102,7 @@ class Results:
     jvm: list[dict[str, Any]]  # cases of java/bench
     training: list[dict[str, Any]]  # of training.py
     chains: list[dict[str, Any]]  # of chains.py
+    models: list[dict[str, Any]]  # of models.py, with batch and memory format
 
 
 def _key(name: str) -> Key | None:
@@ -125,7 +126,7 @@ def read(paths: Iterable[Path]) -> Results:
     Raises:
         BadInput: a file cannot be read, or none of the programs wrote it.
     """
-    results = Results({}, {}, [], {}, [], {}, {}, {}, [], [], [], [])
+    results = Results({}, {}, [], {}, [], {}, {}, {}, [], [], [], [], [])
     for path in paths:
         try:
             found = json.loads(path.read_text())
@@ -139,6 +140,11 @@ def read(paths: Iterable[Path]) -> Results:
                 continue
             if "chains" in found:
                 results.chains = found["chains"]
+                continue
+            if "channels_last" in found:
+                layout = LAYOUTS[found["channels_last"]]
+                run = {"layout": layout, "batch": found["batch"] or 1}
+                results.models += [row | run for row in found["results"]]
                 continue
             if "jvm" in found:
                 results.jvm = found["jvm"]
@@ -534,6 +540,25 @@ def _runtimes(rows: list[dict[str, Any]], cell: Callable[[dict[str, Any]], str],
     return _table([case, "threads", *ways], lines) if lines else ""
 
 
+def models_table(rows: list[dict[str, Any]]) -> str:
+    """A row for each model, batch and memory format: torch's time, ours, and their ratio."""
+    lines = []
+    names = list(dict.fromkeys(row["model"] for row in rows))
+    for row in sorted(rows, key=lambda row: names.index(row["model"])):
+        low, high = row["speedup_quartiles"]
+        line = [row["model"], str(row["batch"]), row["layout"], str(row["threads"])]
+        line += [f"{row['torch_median']:.1f}", f"{row['ours_median']:.1f}"]
+        line += [
+            f"{row['alone_speedup']:.2f}",
+            _marked(f"{row['speedup']:.2f}", row["speedup"] < 1),
+            f"{low:.2f} to {high:.2f}",
+        ]
+        lines.append([*line, f"{row['torch_error']:.0e}", f"{row['ours_error']:.0e}"])
+    head = ["model", "batch", "memory format", "threads", "torch, ms", "groupnorm, ms"]
+    head += ["norms alone", "with neighbours", "quartiles", "torch, error", "groupnorm, error"]
+    return _table(head, lines, words=3) if lines else ""
+
+
 def _openvino(rows: list[dict[str, Any]], case: str, with_layouts: bool) -> str:
     """A row for each case: OpenVINO's own time and error, and with groupnorm; bold if slower."""
     lines = []
@@ -659,6 +684,7 @@ def tables(results: Results) -> dict[str, str]:
     found["jvm"] = _jvm(results)
     found["training"] = training_table(results.training)
     found["chains"] = chains_table(results.chains)
+    found["models"] = models_table(results.models)
     found["accuracy"] = _accuracy(results)
     found["values"] = _values(results)
     found["headline"] = _headline(results)
