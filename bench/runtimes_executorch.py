@@ -8,7 +8,8 @@ bench/report.py makes the tables of docs/executorch.md of it.
 
 A method keeps the kernels that it was loaded with, and XNNPACK the threads. So every program is
 loaded twice, before and after groupnorm.executorch.load(), and both ways of a case run in turns;
-each number of threads has a process of its own. Times are medians of the rounds. Models are those of bench/models.py, for XNNPACK.
+each number of threads has a process of its own. Times are medians of the rounds. Models are those
+of bench/models.py, for XNNPACK.
 Errors are the largest absolute difference from float64, of a model over its largest absolute
 output.
 """

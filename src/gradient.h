@@ -63,8 +63,9 @@ struct GradientCall {
   BlockSums* own = nullptr;
   double* shifts = nullptr;  // sums of dx, as `sums` lie, where dshift is asked for
 
-  // Whether the kernels make dz of the tensors, and dx of it; else that goes by tiles. It does not
-  // depend on what is asked for, and so the bits do not.
+  // Whether the kernels make dz of the tensors, and dx of it; else that goes by tiles. Asking for
+  // dx, dshift or the gradients of parameters does not change it, and so not the bits of the
+  // others.
   bool is_fused() const {
     if (!has_fused_derivative(call.spec.activation) || call.spec.shift) return false;
     if (!joins()) return true;

@@ -55,7 +55,8 @@ struct Join {
   void* sum;
 };
 
-// The same of the backward pass: dz is that of z + residual. What sums writes it to dresidual.
+// The same of the backward pass: dz is that of z + residual, and the kernels that sum dz write it
+// to dresidual.
 struct GradientJoin {
   const void* skip;
   const void* residual;

@@ -132,8 +132,8 @@ def _reshaped(value: Output, shape: list[int]) -> Output:
 def _of_rank_7(value: Output, layout: str) -> Output:
     """The same value with more positions of size 1.
 
-    The CPU plugin drops a Convert whose input it has in the type of its output, but only where its
-    compiler of elementwise operations did not take it, which stops at rank 6. That one copies.
+    The CPU plugin drops a Convert between equal types, unless its compiler of elementwise operations
+    has taken it, which then copies. That compiler takes tensors of rank 6 at most.
     """
     if value.get_partial_shape().is_dynamic or len(value.get_shape()) >= 7:
         return value
