@@ -92,35 +92,20 @@ struct GradientCall {
 
   // Adds dx of an area to the sums of shifts: numbers of a compute type, rows `stride` elements
   // apart. Of columns, an area lies in one piece of one span.
-  [[gnu::noinline]] void add_shifts(const Area& area, const void* numbers, DType type,
-                                    std::int64_t stride) const {
+  void add_shifts(const Area& area, const void* numbers, DType type, std::int64_t stride) const {
     const Kernels& kernels = call.target.of(type);
-    if (map.columns && area.width >= kernels.lanes) {
-      // Of what the kernel makes, the sums of dz alone: the rest may be of anything.
-      GradientSums sums[kMaxLanes];
-      kernels.gradients->sum_columns({numbers,
-                                      numbers,
-                                      area.rows,
-                                      stride,
-                                      stride,
-                                      area.width,
-                                      {numbers, numbers, numbers},
-                                      Activation::none,
-                                      sums});
-      const auto finite = [](const GradientSums& own) { return std::isfinite(own.dz); };
-      if (std::all_of(sums, sums + area.width, finite)) {
-        const auto [n, c, s] = call.spec.shape;
-        const std::int64_t row = area.index / c;
-        double* const to = shift_sums(row / s, area.index % c, row % s);
-        for (std::int64_t i = 0; i < area.width; ++i) to[i] += sums[i].dz;
-        return;
-      }
+    if (map.columns) {
+      const auto [n, c, s] = call.spec.shape;
+      const std::int64_t row = area.index / c;
+      kernels.tiles.add_rows(
+          {numbers, area.rows, stride, area.width, shift_sums(row / s, area.index % c, row % s)});
+      return;
     }
     for (std::int64_t r = 0; r < area.rows; ++r) {
       call.for_each_line(area.index + r * area.stride, area.width,
                          [&](std::int64_t i, std::int64_t size, std::int64_t example,
                              std::int64_t channel, std::int64_t position) {
-                           add_line(offset(numbers, (r * stride + i) * size_of(type)), size, type,
+                           add_line(offset(numbers, (r * stride + i) * size_of(type)), size,
                                     kernels, shift_sums(example, channel, position));
                          });
     }
@@ -153,9 +138,9 @@ struct GradientCall {
   }
 
   // `size` numbers of one channel to its sum or, by lanes, each to that of its own.
-  void add_line(const void* numbers, std::int64_t size, DType type, const Kernels& kernels,
-                double* to) const {
-    if (!call.by_lanes() && size >= kernels.lanes) {
+  void add_line(const void* numbers, std::int64_t size, const Kernels& kernels, double* to) const {
+    if (call.by_lanes()) return kernels.tiles.add_rows({numbers, 1, size, size, to});
+    if (size >= kernels.lanes) {
       GradientSums sums;
       kernels.gradients->sum_rows({numbers, numbers, 1, size, {}, 0, 1, Activation::none, &sums});
       if (std::isfinite(sums.dz)) {
@@ -163,10 +148,7 @@ struct GradientCall {
         return;
       }
     }
-    visit(type, [&](auto element) {
-      const auto* const own = static_cast<const decltype(element)*>(numbers);
-      for (std::int64_t k = 0; k < size; ++k) to[call.by_lanes() ? k : 0] += to_double(own[k]);
-    });
+    kernels.tiles.add_rows({numbers, size, 1, 1, to});
   }
 };
 

@@ -176,6 +176,15 @@ struct TileKernels {
   // A tile of double -> float, rounded; to == from is allowed. Of f64's table alone.
   void (*narrow)(const void* from, void* to, std::int64_t count);
 
+  // Adds numbers [rows, width] of a tile, rows `stride` elements apart, down their columns to sums
+  // [width], in double.
+  struct AddRows {
+    const void* numbers;
+    std::int64_t rows, stride, width;
+    double* sums;
+  };
+  void (*add_rows)(const AddRows&);
+
   // y = activation(z + residual), z in a tile, rounded once where it is written; residual (null: 0)
   // is of y's dtype. y == z is allowed where they are of one type, and y == residual.
   struct Activate {

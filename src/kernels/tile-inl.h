@@ -101,6 +101,23 @@ HWY_INLINE void Narrow(const void* from, void* to, std::int64_t count) {
   for (; i < count; ++i) narrow[i] = static_cast<float>(wide[i]);
 }
 
+template <class C>
+HWY_NOINLINE void AddRows(const TileKernels::AddRows& args) {
+  const Tag<double> d;
+  const C* const numbers = static_cast<const C*>(args.numbers);
+  std::int64_t i = 0;
+  for (; i + kLanes<double> <= args.width; i += kLanes<double>) {
+    auto total = hn::LoadU(d, args.sums + i);
+    for (std::int64_t r = 0; r < args.rows; ++r) {
+      total = hn::Add(total, LoadAs(d, numbers + r * args.stride + i));
+    }
+    hn::StoreU(total, d, args.sums + i);
+  }
+  for (; i < args.width; ++i) {
+    for (std::int64_t r = 0; r < args.rows; ++r) args.sums[i] += numbers[r * args.stride + i];
+  }
+}
+
 struct Identity {
   template <class D, class V>
   static HWY_INLINE V Apply(D, V z) {
