@@ -541,7 +541,10 @@ def _runtimes(rows: list[dict[str, Any]], cell: Callable[[dict[str, Any]], str],
 
 
 def models_table(rows: list[dict[str, Any]]) -> str:
-    """A row for each model, batch and memory format: torch's time, ours, and their ratio."""
+    """A row for each model, batch and memory format: torch's time, ours, and their ratio.
+
+    Below it the memory format in which each model is faster with groupnorm.
+    """
     lines = []
     names = list(dict.fromkeys(row["model"] for row in rows))
     for row in sorted(rows, key=lambda row: names.index(row["model"])):
@@ -556,7 +559,22 @@ def models_table(rows: list[dict[str, Any]]) -> str:
         lines.append([*line, f"{row['torch_error']:.0e}", f"{row['ours_error']:.0e}"])
     head = ["model", "batch", "memory format", "threads", "torch, ms", "groupnorm, ms"]
     head += ["norms alone", "with neighbours", "quartiles", "torch, error", "groupnorm, error"]
-    return _table(head, lines, words=3) if lines else ""
+    return _table(head, lines, words=3) + _faster_formats(rows) if lines else ""
+
+
+def _faster_formats(rows: list[dict[str, Any]]) -> str:
+    """Of models that were measured in both memory formats."""
+    times: dict[tuple[str, int, int], dict[str, float]] = {}
+    for row in rows:
+        of_model = times.setdefault((row["model"], row["batch"], row["threads"]), {})
+        of_model[row["layout"]] = row["ours_median"]
+    parts = []
+    for (model, batch, threads), by_format in times.items():
+        if len(by_format) > 1:
+            fast, slow = sorted(by_format, key=lambda name: by_format[name])
+            ratio = f"{by_format[slow] / by_format[fast]:.2f}"
+            parts.append(f"{model}, batch {batch}, {threads} threads: {fast} {ratio}")
+    return f"\nThe faster memory format, and how many times: {'; '.join(parts)}.\n" if parts else ""
 
 
 def _openvino(rows: list[dict[str, Any]], case: str, with_layouts: bool) -> str:
