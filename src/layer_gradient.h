@@ -225,10 +225,17 @@ class LayerGradient {
     }
     const std::int64_t channel = blocks.groups.begin * channels_, at = index(example, channel);
     if (fused_ && !any_extreme) {
+      const void* const dsum = gradient_.args.dsum;
+      const Store store = dsum == nullptr ? call_.store : Store::cached;
       call_.kernels.gradients->differentiate(
           {call_.x(at), gradient_.dy(at), gradient_.dx(at), blocks.groups.size(), channels_, 1,
            call_.params(example, channel), mean, rstd, terms, gradient_rule(call_),
-           call_.spec.activation, call_.store, nullptr});
+           call_.spec.activation, store, nullptr});
+      if (dsum != nullptr) {
+        call_.kernels.tiles.activate({gradient_.dx(at), offset(dsum, at * call_.element),
+                                      gradient_.dx(at), blocks.groups.size() * channels_,
+                                      Activation::none, store});
+      }
       return;
     }
     for (std::int64_t b = 0; b < blocks.groups.size(); ++b) {
