@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import weakref
 from functools import partial
 
 import neighbour_chains as chains
@@ -489,10 +490,12 @@ def small(norm):
     return tensors_of(norm, torch.float64, shape)
 
 
+# Without a shift backward reads the sum in the place of x and skip.
+@pytest.mark.parametrize("without", ["", "shift"])
 @pytest.mark.parametrize("lengths", [None, [3, 2]], ids=str)
 @pytest.mark.parametrize("norm", SHAPES)
-def test_gradcheck_and_gradgradcheck(norm, lengths):
-    tensors = small(norm)
+def test_gradcheck_and_gradgradcheck(norm, lengths, without):
+    tensors = {name: t for name, t in small(norm).items() if name != without}
     names = list(tensors)
 
     def of(*values):
@@ -581,10 +584,12 @@ def operator_inputs():
     by_example = [rows[k][:2] if k in ("shift", "scale", "offset") else rows[k] for k in rows]
     yield (*by_example, torch.tensor([2, 1]), 1, 2, 1e-5, "none", False, False)
     yield (make((2, 6, 5)), *(None,) * 8, 3, 1, 1e-5, "relu", True, False)
+    x, skip = make((4, 6)), make((4, 6), seed=1)
+    yield (x, make((6,)), None, skip, *(None,) * 5, 1, 1, 1e-6, "none", False, True)
 
 
 @pytest.mark.parametrize(
-    ("case", "requires_grad"), [(0, False), (1, True), (2, False), (3, True), (4, True)]
+    ("case", "requires_grad"), [(0, False), (1, True), (2, False), (3, True), (4, True), (5, True)]
 )
 def test_opcheck(case, requires_grad):
     args = tuple(
@@ -695,6 +700,22 @@ def test_inference_and_results_that_are_changed_in_place():
         x.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         y.sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_backward_keeps_the_sum_alone_where_it_is_exact(dtype):
+    x, skip = (make((2, 4, 8)).to(dtype).requires_grad_() for _ in range(2))
+    made = [t * 1 for t in (x, skip)]  # as a layer makes them
+    kept = [weakref.ref(t) for t in made]
+    y, total = ours.rms_norm(made[0], (8,), skip=made[1], return_sum=True)
+    del made
+    assert [ref() is None for ref in kept] == [dtype is torch.float32] * 2
+    total.mul_(2)
+    if dtype is torch.float32:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            y.float().sum().backward()
+    else:
+        y.float().sum().backward()
 
 
 X = make((2, 4, 3))

@@ -254,12 +254,20 @@ def _composed_backward(dy: Tensor | None, dsum: Tensor | None, *args: Any) -> tu
 # ---- autograd
 
 
+def _kept(inputs: Inputs, total: Tensor | None) -> Inputs:
+    """What backward reads: of x and skip their sum alone, where that is u to the last bit."""
+    exact = inputs.shift is None and inputs.x.dtype.itemsize >= 4
+    if total is None or inputs.skip is None or not exact:
+        return inputs
+    return inputs._replace(x=total, skip=None)
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     tensors, ctx.rule, ctx.return_sum = _parts(inputs)
-    _, _, mean, rstd = output
-    ctx.mark_non_differentiable(mean, rstd, *(() if ctx.return_sum else output[1:2]))
+    _, total, mean, rstd = output
+    ctx.mark_non_differentiable(mean, rstd, *(() if ctx.return_sum else (total,)))
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, mean, rstd)
+    ctx.save_for_backward(*_kept(tensors, total if ctx.return_sum else None), mean, rstd)
 
 
 def _mask(needed: Sequence[bool]) -> list[bool]:
@@ -336,14 +344,14 @@ class NeighboursFunction(SingleLevelFunction):
 
     @staticmethod
     def forward(
-        ctx: Any, norm: _kernels.Norm, return_sum: bool, *inputs: Tensor | None
+        ctx: Any, norm: _kernels.Norm, return_sum: bool, *inputs: Any
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Returns y, or y and the sum."""
         saved = _core.Saved(norm.plan)
         y, total = _kernels.forward_with(*(norm, inputs, return_sum, saved.mean, saved.rstd))
         ctx.kept = norm, saved
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs)
+        ctx.save_for_backward(*_kept(Inputs(*inputs), total))
         return y if total is None else (y, total)
 
     @staticmethod
