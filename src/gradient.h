@@ -67,7 +67,7 @@ struct GradientCall {
   // dx, dshift or the gradients of parameters does not change it, and so not the bits of the
   // others.
   bool is_fused() const {
-    if (!has_fused_derivative(call.spec.activation) || call.spec.shift) return false;
+    if (!detail::is_fused(call.spec.activation) || call.spec.shift) return false;
     if (!joins()) return true;
     // In f32 and f64 dsum is added to dx behind the kernel: it has rounded nothing.
     if (map.by_elements) {
@@ -228,40 +228,32 @@ class GradientTiles {
   void load(const Area& area, std::int64_t blocks, std::int64_t channels, std::int64_t length,
             const Parameters& params, const Statistics* statistics) {
     view(area);
-    if (!is_dz()) {
-      maker().dz_rows({maker_x(), maker_residual(), maker_dy(), dz_.data(), blocks, channels,
-                       length, params, statistics, call_.spec.activation});
+    if (reads_z()) {
+      tiles_.kernels().normalize(apply_args(x_, dz_.data(), blocks, channels, length, params,
+                                            statistics, Activation::none, Store::cached));
     }
-    write_dz();
+    make_dz();
   }
 
-  // Of rows of lanes, with coefficients of the tiles' compute type, which is the data's unless
-  // wide.
+  // Of rows of lanes, with coefficients of the tiles' compute type.
   void load(const Area& area, const LaneCoefficients& coefficients) {
     view(area);
-    if (!is_dz()) {
-      const std::int64_t stride = copies() ? Tiles::pitch(area.width) : area.stride;
-      maker().dz_columns({maker_x(), maker_residual(), maker_dy(), dz_.data(), area.rows, stride,
-                          Tiles::pitch(area.width), area.width, coefficients,
-                          call_.spec.activation});
+    if (reads_z()) {
+      tiles_.kernels().tiles.z_columns({x_, dz_.data(), area.rows, stride(),
+                                        Tiles::pitch(area.width), area.width, coefficients});
     }
-    write_dz();
+    make_dz();
   }
 
   // Of runs whose elements have their own parameters each, and which have statistics `step` apart.
   void load_runs(const Area& area, const Parameters& params, const Statistics* statistics,
                  std::int64_t step) {
     view(area);
-    const std::int64_t pitch = Tiles::pitch(area.width);
-    const std::int64_t stride = copies() ? pitch : area.stride;
-    const DType from = copies() ? tiles_.compute() : call_.spec.data;
-    for (std::int64_t r = 0; !is_dz() && r < area.rows; ++r) {
-      const std::int64_t bytes = r * stride * size_of(from);
-      maker().dz_rows({offset(maker_x(), bytes), offset(maker_residual(), bytes),
-                       offset(maker_dy(), bytes), tiles_.at(dz_.data(), r * pitch), 1, area.width,
-                       1, params, statistics + r * step, call_.spec.activation});
+    if (reads_z()) {
+      tiles_.kernels().tiles.z_runs({x_, dz_.data(), area.rows, stride(), Tiles::pitch(area.width),
+                                     area.width, params, statistics, step});
     }
-    write_dz();
+    make_dz();
   }
 
   // x, and how far apart its rows are; those of dx are as far.
@@ -290,36 +282,34 @@ class GradientTiles {
   }
 
  private:
-  // In double, dy is copied as x is, and so it is beside u; else dz is made of the tensors
-  // themselves.
-  bool copies() const { return wide_ || call_.sums(); }
-  bool is_dz() const { return copies() && call_.spec.activation == Activation::none; }
-  const TileKernels& maker() const { return (copies() ? tiles_.kernels() : call_.kernels).tiles; }
-  const void* maker_x() const { return copies() ? x_ : call_.x(area_.index); }
-  const void* maker_dy() { return copies() ? dz_.data() : gradient_.dy(area_.index); }
-  const void* maker_residual() {
-    const void* const residual = call_.args.residual;
-    if (residual == nullptr) return nullptr;
-    return copies() ? residual_.data() : offset(residual, area_.index * call_.element);
-  }
+  bool reads_z() const { return call_.spec.activation != Activation::none; }
 
   void view(const Area& area) {
     area_ = area;
     direct_ = !wide_ && !gradient_.joins() && gradient_.args.dshift == nullptr &&
               tiles_.is_direct(area, false);
     x_ = tiles_.view_u(area, direct_, x_tile_.data(), false);
-    if (!copies()) return;
-    tiles_.view(gradient_.args.dy, area, false, dz_.data());
-    if (call_.args.residual != nullptr) {
-      tiles_.view(call_.args.residual, area, false, residual_.data());
-    }
   }
 
-  // dz to dresidual. What was copied of the residual is not needed any more.
-  void write_dz() {
-    if (!reduces_ || gradient_.args.dresidual == nullptr) return;
+  // dz, of z in its place where that is read; and to dresidual.
+  void make_dz() {
+    const void* const residual = call_.args.residual;
+    if (!reads_z()) {
+      tiles_.view(gradient_.args.dy, area_, false, dz_.data());
+    } else {
+      const TileKernels& maker = call_.kernels.tiles;
+      (wide_ ? maker.dz_wide
+             : maker.dz)({dz_.data(), offset(residual, area_.index * call_.element),
+                          gradient_.dy(area_.index), dz_.data(), area_.rows, area_.stride,
+                          Tiles::pitch(area_.width), area_.width, call_.spec.activation});
+    }
+    if (reduces_ && gradient_.args.dresidual != nullptr) write_dresidual();
+  }
+
+  [[gnu::noinline]] void write_dresidual() {
+    Tile narrowed;
     tiles_.activate(dz_.data(), Activation::none, gradient_.args.dresidual, area_, nullptr,
-                    residual_.data());
+                    narrowed.data());
   }
 
   // The numbers of a tile to gradient_.shifts.
@@ -334,7 +324,7 @@ class GradientTiles {
   Area area_{};
   bool direct_ = false;
   const void* x_ = nullptr;
-  Tile x_tile_, dz_, residual_;
+  Tile x_tile_, dz_;
 };
 
 }  // namespace groupnorm::detail

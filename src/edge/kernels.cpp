@@ -50,8 +50,10 @@ constexpr Kernels kF32{
               .load_wide = LoadTile<float, double>,
               .narrow = nullptr,
               .activate = Activate<float>,
-              .dz_rows = nullptr,
-              .dz_columns = nullptr},
+              .z_columns = nullptr,
+              .z_runs = nullptr,
+              .dz = nullptr,
+              .dz_wide = nullptr},
     .gradients = nullptr,
 };
 
@@ -72,8 +74,10 @@ constexpr Kernels kF64{
               .load_wide = nullptr,
               .narrow = Narrow,
               .activate = nullptr,
-              .dz_rows = nullptr,
-              .dz_columns = nullptr},
+              .z_columns = nullptr,
+              .z_runs = nullptr,
+              .dz = nullptr,
+              .dz_wide = nullptr},
     .gradients = nullptr,
 };
 

@@ -272,9 +272,9 @@ struct Same {
   HWY_INLINE void Keep(V, const T*) const {}
 };
 
-// dz = dy times the derivative of relu or SiLU, or of nothing, at z(). Which of them, and what is
-// joined, is asked for each vector, as in Swish: beside the derivative of SiLU that costs next to
-// nothing.
+// dz = dy times the derivative of relu, SiLU or hard_swish, or of nothing, at z(). Which of them,
+// and what is joined, is asked for each vector, as in Swish: beside the derivative of SiLU that
+// costs next to nothing.
 template <class T, bool kJoins>
 class Derivative {
   using C = Compute<T>;
@@ -309,8 +309,9 @@ class Derivative {
     if (kJoins && activation_ == Activation::none) return dy;
     V of_z = z();
     if (kJoins && residual_ != nullptr) of_z = hn::Add(of_z, LoadAs(d, residual_ + (x - x_)));
-    return activation_ == Activation::relu ? Relu::Gradient(d, of_z, dy)
-                                           : Silu::Gradient(d, of_z, dy);
+    if (activation_ == Activation::relu) return Relu::Gradient(d, of_z, dy);
+    return activation_ == Activation::silu ? Silu::Gradient(d, of_z, dy)
+                                           : HardSwish::Gradient(d, of_z, dy);
   }
   // dz to dresidual, where that is asked for.
   HWY_INLINE void Keep(V dz, const T* x) const {

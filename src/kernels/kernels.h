@@ -31,10 +31,6 @@ constexpr bool is_fused(Activation activation) {
   const bool swish = activation == Activation::silu || activation == Activation::hard_swish;
   return activation == Activation::none || activation == Activation::relu || (swish && !kEdge);
 }
-constexpr bool has_fused_derivative(Activation activation) {
-  return activation == Activation::none || activation == Activation::relu ||
-         activation == Activation::silu;
-}
 
 // What is stored by streaming can be seen by another thread after Kernels::flush.
 enum class Store : bool { cached, streaming };
@@ -197,32 +193,41 @@ struct TileKernels {
   };
   void (*activate)(const Activate&);
 
-  // dz = dy * activation'(z), to a tile, for x, residual (null: 0), dy, dz [blocks, channels,
-  // length], contiguous; params [blocks, channels], statistics [blocks], of any activation. z has
-  // the residual in it. dz == dy is allowed where they are of one type.
-  struct DzRows {
+  // z = a (x - mean) + b down the lanes of numbers of the compute type, to a tile: rows `stride`
+  // and `z_stride` elements apart.
+  struct ZColumns {
     const void* x;
-    const void* residual;
-    const void* dy;
-    void* dz;
-    std::int64_t blocks, channels, length;
+    void* z;
+    std::int64_t rows, stride, z_stride, width;
+    LaneCoefficients coefficients;
+  };
+  void (*z_columns)(const ZColumns&);
+
+  // The same of runs whose elements have their own gamma and beta each (blocks of length 1): params
+  // [width], statistics [rows], `step` apart.
+  struct ZRuns {
+    const void* x;
+    void* z;
+    std::int64_t rows, stride, z_stride, width;
     Parameters params;
     const Statistics* statistics;
-    Activation activation;
+    std::int64_t step;
   };
-  void (*dz_rows)(const DzRows&);
+  void (*z_runs)(const ZRuns&);
 
-  // The same for x, residual, dy [rows, width], rows `stride` elements apart, dz `dz_stride`.
-  struct DzColumns {
-    const void* x;
+  // dz = dy * activation'(z + residual), z and dz [rows, width] in a tile, rows `z_stride` elements
+  // apart, of any activation; residual (null: 0) and dy are of the storage dtype, rows `stride`
+  // apart. dz == z is allowed.
+  struct Dz {
+    const void* z;
     const void* residual;
     const void* dy;
     void* dz;
-    std::int64_t rows, stride, dz_stride, width;
-    LaneCoefficients coefficients;
+    std::int64_t rows, stride, z_stride, width;
     Activation activation;
   };
-  void (*dz_columns)(const DzColumns&);
+  void (*dz)(const Dz&);
+  void (*dz_wide)(const Dz&);
 };
 
 struct Kernels {

@@ -46,7 +46,7 @@ constexpr Kernels MakeKernels(const GradientKernels* gradients) {
           ApplyColumns<T>,
           Flush,
           {LoadTile<T, C>, LoadTile<T, double>, std::is_same_v<T, double> ? Narrow : nullptr,
-           AddRows<C>, Activate<T>, DzRows<T>, DzColumns<T>},
+           AddRows<C>, Activate<T>, ZColumns<C>, ZRuns<C>, DzOfTile<T, C>, DzOfTile<T, double>},
           gradients};
 }
 

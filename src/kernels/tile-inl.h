@@ -165,87 +165,65 @@ void Activate(const TileKernels::Activate& args) {
   }
 }
 
-// dz, to a tile, by terms X.
-template <class T, class X>
-requires Terms<X, Compute<T>>
-class DzStage {
-  using C = Compute<T>;
-
- public:
-  using Loaded = LoadedTwo<C>;
-  static constexpr bool kFast = HWY_NAMESPACE::kFast<T>;
-  static constexpr std::int64_t kStored = 1;
-
-  HWY_INLINE DzStage(const T* x, const T* residual, const T* dy, C* dz, const X& terms,
-                     Activation activation)
-      : x_(x), residual_(residual), dy_(dy), dz_(dz), terms_(terms), activation_(activation) {}
-
-  HWY_INLINE Loaded Load(std::int64_t i) const {
-    return {LoadAs(Tag<C>(), x_ + i), LoadAs(Tag<C>(), dy_ + i)};
-  }
-  template <class Own>
-  HWY_INLINE void Write(std::int64_t i, const Loaded& in, const Own& own, Store) const {
-    auto z = terms_.Z(terms_.Deviation(in.x, own), own);
-    if (residual_ != nullptr) z = hn::Add(z, LoadAs(Tag<C>(), residual_ + i));
-    hn::StoreU(Dz(activation_, z, in.dy), Tag<C>(), dz_ + i);
-  }
-
- private:
-  const T* x_;
-  const T* residual_;
-  const T* dy_;
-  C* dz_;
-  const X& terms_;
-  Activation activation_;
-};
-
-// Of `count` elements from `at` on, to dz.
-template <class T, class Args, class X>
-HWY_INLINE void WriteDz(const Args& args, std::int64_t at, void* dz, X& terms, std::int64_t count) {
-  using C = Compute<T>;
-  NoSums none;
-  const auto from = [at](const void* data) {
-    return data == nullptr ? nullptr : static_cast<const T*>(data) + at;
-  };
-  const DzStage<T, X> stage(from(args.x), from(args.residual), from(args.dy), static_cast<C*>(dz),
-                            terms, args.activation);
-  Write<C, 1>(stage, terms, Stretch{0, count}, none);
-}
-
-template <class T>
-void DzRows(const TileKernels::DzRows& args) {
-  using C = Compute<T>;
-  const auto dz = [&](std::int64_t at) { return static_cast<C*>(args.dz) + at; };
-  const std::int64_t size = args.channels * args.length;
-  for (std::int64_t b = 0; b < args.blocks; ++b) {
-    const Statistics& own = args.statistics[b];
-    const std::int64_t first = b * args.channels, at = b * size;
-    if (args.length == 1) {
-      ElementTerms<T> terms(args.params, first, own.mean, own.rstd);
-      WriteDz<T>(args, at, dz(at), terms, size);
-      continue;
-    }
-    const PerRow<T> rows(args.params, first, own.mean, own.rstd);
-    if (IsShortRow<T>(args.length)) {
-      ShortRowsTerms<T> terms(rows, args.length);
-      WriteDz<T>(args, at, dz(at), terms, size);
-      continue;
-    }
-    for (std::int64_t r = 0; r < args.channels; ++r) {
-      RowTerms<C> terms(rows.mean(), rows(r));
-      const std::int64_t row = at + r * args.length;
-      WriteDz<T>(args, row, dz(row), terms, args.length);
-    }
+// z of row `row`, by terms X. The last vector ends with the row, and may begin before it.
+template <class C, class X, class Args>
+HWY_INLINE void WriteZ(const Args& args, std::int64_t row, const X& terms) {
+  const Tag<C> d;
+  const C* const x = static_cast<const C*>(args.x) + row * args.stride;
+  C* const z = static_cast<C*>(args.z) + row * args.z_stride;
+  for (std::int64_t i = 0; i < args.width; i += kLanes<C>) {
+    const std::int64_t at = std::min(i, args.width - kLanes<C>);
+    const auto own = terms.At(at);
+    hn::StoreU(terms.Z(terms.Deviation(hn::LoadU(d, x + at), own), own), d, z + at);
   }
 }
 
-template <class T>
-void DzColumns(const TileKernels::DzColumns& args) {
-  using C = Compute<T>;
-  LaneTerms<C> terms(args.coefficients);
+template <class C>
+void ZColumns(const TileKernels::ZColumns& args) {
+  const LaneTerms<C> terms(args.coefficients);
+  for (std::int64_t r = 0; r < args.rows; ++r) WriteZ<C>(args, r, terms);
+}
+
+template <class C>
+void ZRuns(const TileKernels::ZRuns& args) {
   for (std::int64_t r = 0; r < args.rows; ++r) {
-    WriteDz<T>(args, r * args.stride, static_cast<C*>(args.dz) + r * args.dz_stride, terms,
-               args.width);
+    const Statistics& own = args.statistics[r * args.step];
+    WriteZ<C>(args, r, ElementTerms<C>(args.params, 0, own.mean, own.rstd));
+  }
+}
+
+// T -> C. The end of a row that fills no vector is copied to one, so that the activations stand
+// here once.
+template <class T, class C>
+HWY_NOINLINE void DzOfTile(const TileKernels::Dz& args) {
+  const Tag<C> d;
+  Tail<C> last;
+  Tail<T> last_residual, last_dy;
+  for (std::int64_t r = 0; r < args.rows; ++r) {
+    const C* z = static_cast<const C*>(args.z) + r * args.z_stride;
+    C* dz = static_cast<C*>(args.dz) + r * args.z_stride;
+    const T* dy = static_cast<const T*>(args.dy) + r * args.stride;
+    const T* residual = static_cast<const T*>(args.residual);
+    if (residual != nullptr) residual += r * args.stride;
+    for (std::int64_t rest = args.width; rest > 0; rest -= kLanes<C>) {
+      C* const to = dz;
+      if (rest < kLanes<C>) {
+        std::copy_n(z, rest, last.data);
+        std::copy_n(dy, rest, last_dy.data);
+        if (residual != nullptr) std::copy_n(residual, rest, last_residual.data);
+        z = dz = last.data;
+        dy = last_dy.data;
+        if (residual != nullptr) residual = last_residual.data;
+      }
+      auto of_z = hn::LoadU(d, z);
+      if (residual != nullptr) of_z = hn::Add(of_z, LoadAs(d, residual));
+      hn::StoreU(Dz(args.activation, of_z, LoadAs(d, dy)), d, dz);
+      if (rest < kLanes<C>) std::copy_n(last.data, rest, to);
+      z += kLanes<C>;
+      dz += kLanes<C>;
+      dy += kLanes<C>;
+      if (residual != nullptr) residual += kLanes<C>;
+    }
   }
 }
 
