@@ -438,13 +438,15 @@ HWY_INLINE void ApplyColumnsBy(const Kernels::ApplyColumns& args, Store store) {
            });
 }
 
-// Rows of lanes stream where each begins and ends with a whole vector.
+// Rows of lanes stream where each begins with what is stored in one go, and ends with a whole
+// vector.
 template <class T>
 HWY_INLINE Store StoreOfLanes(Store store, const T* first, std::int64_t stride,
                               std::int64_t width) {
-  constexpr auto kBytes = static_cast<std::uintptr_t>(kLanes<Compute<T>> * sizeof(T));
+  constexpr std::int64_t kStep = kStored<T> * kLanes<Compute<T>>;
+  constexpr auto kBytes = static_cast<std::uintptr_t>(kStep * sizeof(T));
   const bool aligned = reinterpret_cast<std::uintptr_t>(first) % kBytes == 0 &&
-                       stride % kLanes<Compute<T>> == 0 && width % kLanes<Compute<T>> == 0;
+                       stride % kStep == 0 && width % kLanes<Compute<T>> == 0;
   return aligned ? store : Store::cached;
 }
 

@@ -56,6 +56,10 @@ inline Executor backwards(int threads) {
           nullptr, threads};
 }
 
+// Tensors whose results are stored by streaming also in 16 bits. Their rows of lanes begin at any
+// multiple of 4, 8 and 16 elements.
+inline std::vector<Shape> large_lanes() { return {{1, 268, 8000}, {1, 264, 8000}, {1, 272, 8000}}; }
+
 // A group norm of f32 without parameters.
 inline Spec group_spec(Shape shape, std::int64_t groups, Layout layout = Layout::channels_first) {
   return {.shape = shape, .block = group_norm(shape, groups), .layout = layout};

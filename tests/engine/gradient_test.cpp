@@ -269,19 +269,23 @@ TEST_P(Gradient, AnExampleAloneOrInABatch) {
 
 // Streaming stores are chosen by size, and never in place.
 TEST_P(Gradient, StreamingStores) {
-  for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
-    for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
-      Case c{.name = std::string("large, ") + to_string(dtype),
-             .spec = group_spec({16, 32, 64 * 64 + 3}, 8, layout)};
-      c.spec.data = dtype;
-      GradientData data = make_gradient_data(c, kSeed);
-      const Plan plan = make_plan(c.spec, target());
-      backward(plan, data.backward, backwards(2));
-      Buffer both = copy(data.dy);
-      Backward args = data.backward;
-      args.dy = args.dx = both.data();
-      backward(plan, args);
-      ASSERT_TRUE(same_bits(dtype, both, data.dx)) << place(c);
+  std::vector<Shape> shapes = large_lanes();
+  shapes.push_back({16, 32, 64 * 64 + 3});
+  for (const Shape shape : shapes) {
+    for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
+      for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+        Case c{.name = std::string("large, ") + to_string(dtype),
+               .spec = group_spec(shape, 4, layout)};
+        c.spec.data = dtype;
+        GradientData data = make_gradient_data(c, kSeed);
+        const Plan plan = make_plan(c.spec, target());
+        backward(plan, data.backward, backwards(2));
+        Buffer both = copy(data.dy);
+        Backward args = data.backward;
+        args.dy = args.dx = both.data();
+        backward(plan, args);
+        ASSERT_TRUE(same_bits(dtype, both, data.dx)) << place(c);
+      }
     }
   }
 }
