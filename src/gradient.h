@@ -69,12 +69,8 @@ struct GradientCall {
   bool is_fused() const {
     if (!detail::is_fused(call.spec.activation) || call.spec.shift) return false;
     if (!joins()) return true;
-    // In f32 and f64 dsum is added to dx behind the kernel: it has rounded nothing.
-    if (map.by_elements) {
-      return !call.joins() && args.dresidual == nullptr && call.compute() == call.spec.data;
-    }
     const bool long_rows = call.spec.shape.s >= kShortRow * call.kernels.lanes;
-    return args.dsum == nullptr && (map.columns || long_rows);
+    return map.columns || map.by_elements || long_rows;
   }
   // dshift is made of dx, also where that is not asked for.
   bool makes_dx() const { return args.dx != nullptr || args.dshift != nullptr; }
@@ -84,7 +80,8 @@ struct GradientCall {
     const std::int64_t bytes = index * call.element;
     void* const dresidual =
         args.dresidual == nullptr ? nullptr : static_cast<std::byte*>(args.dresidual) + bytes;
-    return {offset(call.args.skip, bytes), offset(call.args.residual, bytes), dresidual};
+    return {offset(call.args.skip, bytes), offset(call.args.residual, bytes),
+            offset(args.dsum, bytes), dresidual};
   }
 
   const void* dy(std::int64_t index) const {

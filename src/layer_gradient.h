@@ -174,10 +174,11 @@ class LayerGradient {
     const std::int64_t first = blocks.at(blocks.examples.begin, group);
     const std::int64_t at = index(blocks.examples.begin, channels.begin);
     std::fill_n(runs, count, GradientSums{0, 0});
+    const GradientJoin join = gradient_.join(at);
     call_.kernels.gradients->sum_runs(
         {call_.x(at), gradient_.dy(at), call_.params(blocks.examples.begin, channels.begin), count,
          call_.spec.shape.c, call_.spec.shape.c, channels.size(), blocks.statistics + first, step,
-         call_.spec.activation, columns, runs});
+         call_.spec.activation, columns, runs, gradient_.joins() ? &join : nullptr});
   }
 
   void sum_in_tiles(const Blocks& blocks, std::int64_t group, Range channels, bool wide,
@@ -225,17 +226,11 @@ class LayerGradient {
     }
     const std::int64_t channel = blocks.groups.begin * channels_, at = index(example, channel);
     if (fused_ && !any_extreme) {
-      const void* const dsum = gradient_.args.dsum;
-      const Store store = dsum == nullptr ? call_.store : Store::cached;
+      const GradientJoin join = gradient_.join(at);
       call_.kernels.gradients->differentiate(
           {call_.x(at), gradient_.dy(at), gradient_.dx(at), blocks.groups.size(), channels_, 1,
            call_.params(example, channel), mean, rstd, terms, gradient_rule(call_),
-           call_.spec.activation, store, nullptr});
-      if (dsum != nullptr) {
-        call_.kernels.tiles.activate({gradient_.dx(at), offset(dsum, at * call_.element),
-                                      gradient_.dx(at), blocks.groups.size() * channels_,
-                                      Activation::none, store});
-      }
+           call_.spec.activation, call_.store, nullptr, gradient_.joins() ? &join : nullptr});
       return;
     }
     for (std::int64_t b = 0; b < blocks.groups.size(); ++b) {

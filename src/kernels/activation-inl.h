@@ -270,6 +270,7 @@ struct Same {
     return dy;
   }
   HWY_INLINE void Keep(V, const T*) const {}
+  HWY_INLINE V Dx(V dx, const T*) const { return dx; }
 };
 
 // dz = dy times the derivative of relu, SiLU or hard_swish, or of nothing, at z(). Which of them,
@@ -291,6 +292,7 @@ class Derivative {
       if (args.join == nullptr) return;
       skip_ = static_cast<const T*>(args.join->skip);
       residual_ = static_cast<const T*>(args.join->residual);
+      dsum_ = static_cast<const T*>(args.join->dsum);
       dresidual_ = static_cast<T*>(args.join->dresidual);
     }
   }
@@ -319,6 +321,11 @@ class Derivative {
     if (!kJoins || dresidual_ == nullptr) return;
     StoreAs(d, CleanNaN<T>(d, dz), dresidual_ + (x - x_), Store::cached);
   }
+  // With dsum, where that is given.
+  HWY_INLINE V Dx(V dx, const T* x) const {
+    if (!kJoins || dsum_ == nullptr) return dx;
+    return hn::Add(dx, LoadAs(Tag<C>(), dsum_ + (x - x_)));
+  }
 
  private:
   template <class, bool>
@@ -330,6 +337,7 @@ class Derivative {
   const T* x_;
   const T* skip_ = nullptr;
   const T* residual_ = nullptr;
+  const T* dsum_ = nullptr;
   T* dresidual_ = nullptr;
 };
 

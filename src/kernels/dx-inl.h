@@ -107,7 +107,7 @@ class GradientStage {
     const auto deviation = terms_.Deviation(in.x, own);
     const auto dz = act_.Dz(
         in.dy, [&] HWY_ATTR { return terms_.Z(deviation, own); }, x);
-    return terms_.Times(dz, terms_.Plus(deviation, own), own);
+    return act_.Dx(terms_.Times(dz, terms_.Plus(deviation, own), own), x);
   }
 
   const T* x_;
@@ -186,7 +186,7 @@ class Differentiator {
                                        slope);
       const RowStretches<T, 1> stretches(dx, args_.channels, args_.store);
       for (int i = stretches.first(); i <= stretches.last(); ++i)
-        WriteBy(b, 0, dx, terms, act_, stretches[i]);
+        WriteBy(b, 0, dx, terms, joined_, stretches[i]);
       return;
     }
     const PerRow<T> rows(args_.params, first, mean, rstd);
@@ -215,7 +215,7 @@ class Differentiator {
   const GradientKernels::Differentiate& args_;
   std::int64_t size_;  // of a block
   Act act_;
-  typename Act::Joined joined_;  // of long rows alone, whose terms are given
+  typename Act::Joined joined_;  // of all but short rows, where terms are given
 };
 
 template <class T>

@@ -262,6 +262,7 @@ HWY_INLINE void SumRunBand(const GradientKernels::SumRuns& args, const Act& act,
           return hn::MulAdd(hn::MulAdd(deviation, by_rstd, plus), weight, beta.At(at));
         };
         const V dz = act.Dz(LoadAs(d, dy + r * dy_stride + at), z, place);
+        act.Keep(dz, place);
         // Not dz * xhat: where eps is all there is of a deviation, xhat has few digits.
         const V scaled = hn::Mul(dz, by_rstd);
         band_dz = hn::Add(band_dz, dz);
@@ -305,7 +306,7 @@ HWY_INLINE void SumRunsBy(const GradientKernels::SumRuns& args) {
 
 template <class T>
 void SumRuns(const GradientKernels::SumRuns& args) {
-  return IsSame(args) ? SumRunsBy<T, Same<T>>(args) : SumRunsBy<T, Derivative<T, false>>(args);
+  return IsSame(args) ? SumRunsBy<T, Same<T>>(args) : SumRunsBy<T, Derivative<T, true>>(args);
 }
 
 }  // namespace HWY_NAMESPACE

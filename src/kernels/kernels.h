@@ -56,6 +56,7 @@ struct Join {
 struct GradientJoin {
   const void* skip;
   const void* residual;
+  const void* dsum;
   void* dresidual;
 };
 
@@ -110,6 +111,7 @@ struct GradientKernels {
     Activation activation;
     GradientSums* column_sums;
     GradientSums* run_sums;
+    const GradientJoin* join = nullptr;
   };
   void (*sum_runs)(const SumRuns&);
 
