@@ -324,7 +324,7 @@ class GradientColumns {
       call_.kernels.gradients->sum_columns(
           {call_.x(first), gradient_.dy(first), rows.size() / merged, width() * merged,
            width() * merged, lanes * merged, coefficients.arrays(), call_.spec.activation, sums,
-           gradient_.joins() ? &join : nullptr});
+           gradient_.joins_sums() ? &join : nullptr});
       for (std::int64_t copy = 0; copy < merged; ++copy) add(sums + copy * lanes, lanes, total);
     });
   }

@@ -74,7 +74,9 @@ struct GradientCall {
   }
   // dshift is made of dx, also where that is not asked for.
   bool makes_dx() const { return args.dx != nullptr || args.dshift != nullptr; }
-  bool joins() const { return call.joins() || args.dsum != nullptr || args.dresidual != nullptr; }
+  bool joins() const { return joins_sums() || args.dsum != nullptr; }
+  // In the pass that makes the sums, which dsum is no part of.
+  bool joins_sums() const { return call.joins() || args.dresidual != nullptr; }
   // Of element `index` on.
   GradientJoin join(std::int64_t index) const {
     const std::int64_t bytes = index * call.element;

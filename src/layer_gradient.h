@@ -178,7 +178,7 @@ class LayerGradient {
     call_.kernels.gradients->sum_runs(
         {call_.x(at), gradient_.dy(at), call_.params(blocks.examples.begin, channels.begin), count,
          call_.spec.shape.c, call_.spec.shape.c, channels.size(), blocks.statistics + first, step,
-         call_.spec.activation, columns, runs, gradient_.joins() ? &join : nullptr});
+         call_.spec.activation, columns, runs, gradient_.joins_sums() ? &join : nullptr});
   }
 
   void sum_in_tiles(const Blocks& blocks, std::int64_t group, Range channels, bool wide,

@@ -281,7 +281,7 @@ class GradientRows {
       call_.kernels.gradients->sum_rows({call_.x(part.index), gradient_.dy(part.index), part.rows,
                                          part.length, call_.params(part.example, part.channel),
                                          statistics.mean, statistics.rstd, call_.spec.activation,
-                                         sums, gradient_.joins() ? &join : nullptr});
+                                         sums, gradient_.joins_sums() ? &join : nullptr});
     } else {
       reduce_in_tiles(part, statistics, wide, sums);
     }

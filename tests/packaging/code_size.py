@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 
-MOST_IN_ALL = 2_716_000
+MOST_IN_ALL = 2_600_000
 MOST_OF_A_TARGET = 800_000
 
 # The namespaces of the kernels, as in src/kernels/targets.cpp.
