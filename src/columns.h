@@ -421,8 +421,9 @@ class GradientColumns {
     }
   }
 
-  // So many, that a tile has some rows of them.
-  static constexpr std::int64_t kTileLanes = 64;
+  // So many, that a tile has some rows of them, and most tensors' rows are whole: 64 lanes, some
+  // rows apart, took 1.3 times as long from memory.
+  static constexpr std::int64_t kTileLanes = 320;
   static constexpr std::int64_t kRoom = 16;  // elements of the longest vector
 
   const GradientCall& gradient_;
