@@ -56,10 +56,6 @@ inline Executor backwards(int threads) {
           nullptr, threads};
 }
 
-// Tensors whose results are stored by streaming also in 16 bits. Their rows of lanes begin at any
-// multiple of 4, 8 and 16 elements.
-inline std::vector<Shape> large_lanes() { return {{1, 268, 8000}, {1, 264, 8000}, {1, 272, 8000}}; }
-
 // A group norm of f32 without parameters.
 inline Spec group_spec(Shape shape, std::int64_t groups, Layout layout = Layout::channels_first) {
   return {.shape = shape, .block = group_norm(shape, groups), .layout = layout};
@@ -108,6 +104,23 @@ template <class T>
 inline ::testing::AssertionResult same_bits(std::span<const double> actual,
                                             std::span<const double> expected) {
   return same_numbers(actual, expected);
+}
+
+// f(case) for tensors whose results are stored by streaming, `more` among them, in each layout and
+// dtype. Rows of lanes begin at any multiple of 4, 8 and 16 elements.
+template <class F>
+void for_each_streamed(std::vector<Shape> more, const F& f) {
+  more.insert(more.end(), {{1, 268, 8000}, {1, 264, 8000}, {1, 272, 8000}});
+  for (const Shape shape : more) {
+    for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
+      for (const DType dtype : {DType::f32, DType::f16, DType::bf16}) {
+        Case c{.name = std::string("large, ") + to_string(dtype),
+               .spec = group_spec(shape, 4, layout)};
+        c.spec.data = dtype;
+        f(c);
+      }
+    }
+  }
 }
 
 }  // namespace groupnorm::testing

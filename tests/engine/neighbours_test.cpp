@@ -121,25 +121,17 @@ TEST_P(Neighbours, InPlace) {
 
 // Streaming stores are chosen by size, and never in place.
 TEST_P(Neighbours, StreamingStores) {
-  std::vector<Shape> shapes = large_lanes();
-  shapes.push_back({16, 32, 64 * 64 + 3});
-  for (const Shape shape : shapes) {
-    for (const Layout layout : {Layout::channels_first, Layout::channels_last}) {
-      for (const DType dtype : {DType::f32, DType::bf16}) {
-        Case c =
-            surrounded(std::string("large, ") + to_string(dtype), group_spec(shape, 4, layout));
-        c.spec.data = dtype;
-        c.spec.shift = dtype == DType::f32;  // in tiles
-        c.spec.activation = Activation::silu;
-        const Plan plan = make_plan(c.spec, target());
-        Data apart = make_data(c, kSeed);
-        run(plan, apart.forward, backwards(2));
-        apart.forward.y = apart.x.data();
-        run(plan, apart.forward);
-        ASSERT_TRUE(same_bits(c.spec.data, apart.x, apart.y)) << place(c);
-      }
-    }
-  }
+  for_each_streamed({{16, 32, 64 * 64 + 3}}, [](const Case& plain) {
+    Case c = surrounded(plain.name, plain.spec);
+    c.spec.shift = c.spec.data == DType::f32;  // in tiles
+    c.spec.activation = Activation::silu;
+    const Plan plan = make_plan(c.spec, target());
+    Data apart = make_data(c, kSeed);
+    run(plan, apart.forward, backwards(2));
+    apart.forward.y = apart.x.data();
+    run(plan, apart.forward);
+    ASSERT_TRUE(same_bits(c.spec.data, apart.x, apart.y)) << place(c);
+  });
 }
 
 // ---- Each example by itself ---------------------------------------------------------------------
