@@ -32,7 +32,8 @@ class GradientPass {
     const bool wants_terms =
         wants_dx && gradient_.whole == nullptr && !gradient_.call.spec.given_statistics;
     const bool wants_sums = args.dgamma != nullptr || args.dbeta != nullptr || wants_terms ||
-                            args.dresidual != nullptr || gradient_.own != nullptr;
+                            args.dresidual != nullptr || gradient_.own != nullptr ||
+                            gradient_.shifts != nullptr;
     const std::int64_t pieces = schedule.units * walk_.chunks();
     if (wants_dx && wants_sums && !splits(schedule, executor_.threads)) {
       // A thread reduces and then applies one unit after another, while it lies in its cache.

@@ -40,15 +40,11 @@ struct Call {
   bool joins() const {
     return !kEdge && (sums() || args.residual != nullptr || args.sum != nullptr);
   }
-  // Whether the kernels write y by themselves, for blocks that are not extreme; else by tiles.
-  bool is_direct() const {
-    return is_fused(spec.activation) && (!joins() || args.shift == nullptr);
-  }
-  // Of element `index` on.
-  Join join(std::int64_t index) const {
+  // Of element `index` on, which is of `channel` of `example`.
+  Join join(std::int64_t index, std::int64_t example, std::int64_t channel) const {
     const std::int64_t bytes = index * element;
     void* const sum = args.sum == nullptr ? nullptr : static_cast<std::byte*>(args.sum) + bytes;
-    return {offset(args.skip, bytes), offset(args.residual, bytes), sum};
+    return {offset(args.skip, bytes), shift(example, channel), offset(args.residual, bytes), sum};
   }
   // Of `example`, from `channel` on.
   const void* shift(std::int64_t example, std::int64_t channel) const {

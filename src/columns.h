@@ -39,8 +39,9 @@ class Columns {
 
   void apply(std::int64_t unit, std::int64_t chunk, const Statistics* statistics) const {
     const Range rows = chunk_rows(unit, chunk), lanes = lanes_.lanes(unit);
-    // Where each example has its own gamma and beta, it goes by itself.
-    for_each_example(rows, call_.spec.param_stride != 0, [&](Range own, std::int64_t example) {
+    // Where each example has its own gamma and beta, or its own shift, it goes by itself.
+    const bool apart = call_.spec.param_stride != 0 || call_.args.shift != nullptr;
+    for_each_example(rows, apart, [&](Range own, std::int64_t example) {
       lanes_.for_each_part(lanes, statistics, [&](Range part, bool extreme) {
         apply_part(lanes, part, own, example, statistics, extreme);
       });
@@ -83,9 +84,9 @@ class Columns {
   void reduce_rows(std::int64_t unit, Range rows, std::int64_t merged, Moments* moments) const {
     const Range lanes = lanes_.lanes(unit);
     const bool fits = ((lanes.size() - 1) % kMaxLanes + 1) * merged >= call_.kernels.lanes;
-    // The kernels take u only where its columns fit them, and one row of shifts serves all rows.
-    const bool repeats = call_.args.shift != nullptr && merged > 1;
-    if (call_.sums() && (!fits || repeats)) return reduce_in_tiles(lanes, rows, merged, moments);
+    // The kernels take u only where its columns fit them.
+    if (call_.sums() && (!fits || repeats_shift(merged)))
+      return reduce_in_tiles(lanes, rows, merged, moments);
     reduce_directly(lanes, rows, merged, moments);
   }
 
@@ -101,9 +102,9 @@ class Columns {
       const std::int64_t column = rows.size() / merged;  // elements of one
       const bool fits = count * merged >= call_.kernels.lanes;
       if (fits) {
+        const Join join = call_.join(index, example, lanes.begin + lane);
         call_.kernels.reduce_columns({call_.x(index), column, width() * merged, count * merged,
-                                      trust_of(call_.spec), mean, m2, call_.join(index).skip,
-                                      call_.shift(example, lanes.begin + lane)});
+                                      trust_of(call_.spec), mean, m2, join.skip, join.shift});
       }
       const std::int64_t part = std::min(channels, count);
       for (std::int64_t at = 0; at < count; at += part) {
@@ -153,7 +154,7 @@ class Columns {
     const Spec& spec = call_.spec;
     const std::int64_t vector = call_.kernels.lanes;
     if (call_.schedule.by_runs && spec.block.channels >= vector && part.size() >= vector &&
-        !extreme && call_.is_direct() && !call_.joins()) {
+        !extreme && is_fused(spec.activation) && !call_.joins()) {
       return apply_by_runs(lanes, part, rows, example, statistics);
     }
     const std::int64_t merged =
@@ -174,17 +175,22 @@ class Columns {
     Coefficients coefficients(call_, wide ? DType::f64 : call_.compute());
     lanes_.make_coefficients(lanes, part, example, statistics, &coefficients);
     coefficients.repeat(part.size(), merged);
-    if (wide || !call_.is_direct()) {
+    if (wide || !is_fused(activation) || repeats_shift(merged)) {
       return apply_lanes_in_tiles(call_, Tiles(call_, wide), {at, count, stride, size},
                                   coefficients.arrays());
     }
-    const Join join = call_.join(at);
+    const Join join = call_.join(at, example, part.begin);
     call_.kernels.apply_columns({call_.x(at), call_.y(at), count, stride, size,
                                  coefficients.arrays(), activation, call_.store,
                                  call_.joins() ? &join : nullptr});
   }
 
   std::int64_t index(Range rows, Range part) const { return rows.begin * width() + part.begin; }
+
+  // Whether a row of shifts would be needed for each of the rows taken as one: by tiles.
+  bool repeats_shift(std::int64_t merged) const {
+    return call_.args.shift != nullptr && merged > 1;
+  }
 
   // By the kernel that makes its coefficients on the way: they would serve these few rows alone.
   // `part` is whole blocks, or part of one that is wider than kMaxLanes.
@@ -320,7 +326,7 @@ class GradientColumns {
     return for_each_merge(part, &coefficients, [&](std::int64_t merged, Range rows) {
       GradientSums sums[kMaxLanes];
       const std::int64_t first = index(rows.begin, part.part);
-      const GradientJoin join = gradient_.join(first);
+      const GradientJoin join = gradient_.join(first, part.at.example, part.part.begin);
       call_.kernels.gradients->sum_columns(
           {call_.x(first), gradient_.dy(first), rows.size() / merged, width() * merged,
            width() * merged, lanes * merged, coefficients.arrays(), call_.spec.activation, sums,
@@ -351,17 +357,20 @@ class GradientColumns {
   void apply_part(const Part& part, const GradientTerms* terms, bool extreme) const {
     const std::int64_t lanes = part.part.size();
     const bool wide = extreme || lanes < call_.kernels.lanes;
-    if (fused_ && !extreme && apply_lanes(part, terms)) return;
-    LaneArray shift(wide ? DType::f64 : call_.compute()), slope = shift;
-    fill(part, terms, &shift, &slope);
+    if (fused_ && !extreme && apply_lanes(part, terms)) {
+      if (gradient_.shifts != nullptr) sum_dx(part, terms);
+      return;
+    }
+    LaneArray intercept(wide ? DType::f64 : call_.compute()), slope = intercept;
+    fill(part, terms, &intercept, &slope);
     for_each_tile(part, wide, false,
                   [&](GradientTiles& tiles, const Area& area, std::int64_t lane,
                       const LaneCoefficients& coefficients) {
                     tiles.kernels().apply_columns(
                         {tiles.x(), tiles.dz(), tiles.dx(), area.rows, tiles.stride(),
                          Tiles::pitch(area.width), area.width, coefficients,
-                         tiles.tiles().at(shift.data(), lane), tiles.tiles().at(slope.data(), lane),
-                         Activation::none, tiles.store()});
+                         tiles.tiles().at(intercept.data(), lane),
+                         tiles.tiles().at(slope.data(), lane), Activation::none, tiles.store()});
                     tiles.finish();
                   });
   }
@@ -370,31 +379,52 @@ class GradientColumns {
     const std::int64_t lanes = part.part.size();
     Coefficients coefficients(call_, call_.compute());
     make_coefficients(part, &coefficients);
-    LaneArray shift(call_.compute()), slope(call_.compute());
-    fill(part, terms, &shift, &slope);
+    LaneArray intercept(call_.compute()), slope(call_.compute());
+    fill(part, terms, &intercept, &slope);
     return for_each_merge(part, &coefficients, [&](std::int64_t merged, Range rows) {
-      shift.repeat(lanes, merged);
+      if (gradient_.args.dx == nullptr) return;
+      intercept.repeat(lanes, merged);
       slope.repeat(lanes, merged);
       const std::int64_t first = index(rows.begin, part.part);
-      const GradientJoin join = gradient_.join(first);
+      const GradientJoin join = gradient_.join(first, part.at.example, part.part.begin);
       call_.kernels.gradients->apply_columns(
           {call_.x(first), gradient_.dy(first), gradient_.dx(first), rows.size() / merged,
-           width() * merged, width() * merged, lanes * merged, coefficients.arrays(), shift.data(),
-           slope.data(), call_.spec.activation, call_.store, gradient_.joins() ? &join : nullptr});
+           width() * merged, width() * merged, lanes * merged, coefficients.arrays(),
+           intercept.data(), slope.data(), call_.spec.activation, call_.store,
+           gradient_.joins() ? &join : nullptr});
+    });
+  }
+
+  // To the sums of shifts, lane by lane.
+  [[gnu::noinline]] void sum_dx(const Part& part, const GradientTerms* terms) const {
+    const Range rows = part.at.rows;
+    const std::int64_t at = index(rows.begin, part.part), example = part.at.example;
+    const GradientJoin join = gradient_.join(at, example, part.part.begin);
+    double mean[kMaxLanes], m2[kMaxLanes];
+    call_.kernels.reduce_columns({call_.x(at), rows.size(), width(), part.part.size(),
+                                  trust_of(call_.spec), mean, m2, join.skip, join.shift});
+    const std::int64_t first = gradient_.map.index(part.at.span, part.part.begin, part.at.piece);
+    const Parameters params = call_.params(example, part.part.begin);
+    lanes_.for_each_block(part.lanes, part.part, [&](std::int64_t block, Range own) {
+      for (std::int64_t i = own.begin; i < own.end; ++i) {
+        gradient_.shifts[first + i] = gradient_.sum_of_dx(
+            gradient_.gamma(params, i), gradient_.sums[first + i].dz,
+            static_cast<double>(rows.size()), mean[i], part.statistics[block], terms[block]);
+      }
     });
   }
 
   // Of the blocks of part's lanes.
-  void fill(const Part& part, const GradientTerms* terms, LaneArray* shift,
+  void fill(const Part& part, const GradientTerms* terms, LaneArray* intercept,
             LaneArray* slope) const {
     lanes_.for_each_block(part.lanes, part.part, [&](std::int64_t block, Range own) {
-      shift->fill(own.begin, own.size(), terms[block].shift);
+      intercept->fill(own.begin, own.size(), terms[block].intercept);
       slope->fill(own.begin, own.size(), terms[block].slope);
     });
   }
 
   // f(tiles, what of the tensor is in them, its first lane in part, coefficients) for all of part;
-  // the mean of the coefficients is what sums, shift and slope refer to.
+  // the mean of the coefficients is what sums, intercept and slope refer to.
   template <class F>
   void for_each_tile(const Part& part, bool wide, bool reduces, const F& f) const {
     GradientTiles tiles(gradient_, wide, reduces);

@@ -123,9 +123,9 @@ struct GradientSums {
   double dz, dzx;
 };
 
-// shift and slope of dx = a * dz + (slope * (x - mean_hi) + shift), the same for a whole block.
+// dx = a * dz + (slope * (x - mean_hi) + intercept): the line that a whole block has.
 struct GradientTerms {
-  double shift, slope;
+  double intercept, slope;
   bool extreme;  // f32 arithmetic could overflow
 };
 
@@ -145,12 +145,12 @@ inline GradientTerms gradient_terms(const GradientRule& rule, const Statistics& 
   const double rstd = statistics.rstd;
   // In this order no factor leaves the range of double before the product does.
   const double slope = -rstd * (rstd * rstd_e) / (rule.count - rule.correction);
-  const double shift = (rule.center ? -rstd_d / rule.count : 0) - slope * mean_lo;
+  const double intercept = (rule.center ? -rstd_d / rule.count : 0) - slope * mean_lo;
   // A slope that f32 holds with few digits loses them all over the block.
   const bool subnormal = slope != 0 && std::fabs(slope) < 0x1p-126;
   const bool out_of_range =
-      subnormal || std::fabs(slope) >= kExtremeRstd || std::fabs(shift) >= kExtremeRstd;
-  return {shift, slope, statistics.extreme || (rule.f32 && out_of_range)};
+      subnormal || std::fabs(slope) >= kExtremeRstd || std::fabs(intercept) >= kExtremeRstd;
+  return {intercept, slope, statistics.extreme || (rule.f32 && out_of_range)};
 }
 
 }  // namespace groupnorm::detail

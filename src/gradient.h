@@ -67,8 +67,9 @@ struct GradientCall {
   // dx, dshift or the gradients of parameters does not change it, and so not the bits of the
   // others.
   bool is_fused() const {
-    if (!detail::is_fused(call.spec.activation) || call.spec.shift) return false;
+    if (!detail::is_fused(call.spec.activation)) return false;
     if (!joins()) return true;
+    if (call.spec.shift && !fuses_shift()) return false;
     const bool long_rows = call.spec.shape.s >= kShortRow * call.kernels.lanes;
     return map.columns || map.by_elements || long_rows;
   }
@@ -76,14 +77,14 @@ struct GradientCall {
   bool makes_dx() const { return args.dx != nullptr || args.dshift != nullptr; }
   bool joins() const { return joins_sums() || args.dsum != nullptr; }
   // In the pass that makes the sums, which dsum is no part of.
-  bool joins_sums() const { return call.joins() || args.dresidual != nullptr; }
-  // Of element `index` on.
-  GradientJoin join(std::int64_t index) const {
+  bool joins_sums() const { return call.joins() || args.dresidual != nullptr || call.spec.shift; }
+  // Of element `index` on, which is of `channel` of `example`.
+  GradientJoin join(std::int64_t index, std::int64_t example, std::int64_t channel) const {
     const std::int64_t bytes = index * call.element;
     void* const dresidual =
         args.dresidual == nullptr ? nullptr : static_cast<std::byte*>(args.dresidual) + bytes;
-    return {offset(call.args.skip, bytes), offset(call.args.residual, bytes),
-            offset(args.dsum, bytes), dresidual};
+    return {offset(call.args.skip, bytes), call.shift(example, channel),
+            offset(call.args.residual, bytes), offset(args.dsum, bytes), dresidual};
   }
 
   const void* dy(std::int64_t index) const {
@@ -114,6 +115,17 @@ struct GradientCall {
     }
   }
 
+  double gamma(const Parameters& params, std::int64_t i) const {
+    return params.gamma == nullptr ? 1 : load_element(params.dtype, params.gamma, i);
+  }
+
+  // sum dx of `count` elements of a channel, of their sum dz and the mean of their u.
+  double sum_of_dx(double gamma, double dz, double count, double mean_of_u,
+                   const Statistics& statistics, const GradientTerms& terms) const {
+    const double distance = mean_of_u - call.split(statistics.mean).hi;
+    return gamma * statistics.rstd * dz + count * (terms.slope * distance + terms.intercept);
+  }
+
   // Pieces are added in their order: the bits do not depend on who made them.
   GradientSums total(std::int64_t span, std::int64_t channel) const {
     GradientSums result = sums[map.index(span, channel, 0)];
@@ -132,6 +144,16 @@ struct GradientCall {
   }
 
  private:
+  // The kernels take one shift for each row or lane. Rows of blocks that fit a tile take less time
+  // together, as tiles; and sum_of_dx needs means with more digits than u has.
+  bool fuses_shift() const {
+    const auto [examples, channels] = call.spec.block;
+    const std::int64_t bytes = examples * channels * call.spec.shape.s * size_of(call.compute());
+    const bool small = !map.columns && bytes <= kTileBytes;
+    return !small && !map.by_elements && call.schedule.merged == 1 &&
+           call.spec.data != DType::f64 && args.dsum == nullptr;
+  }
+
   double* shift_sums(std::int64_t example, std::int64_t channel, std::int64_t position) const {
     const std::int64_t span = example / map.span_examples;
     const std::int64_t in_span =
@@ -285,8 +307,7 @@ class GradientTiles {
 
   void view(const Area& area) {
     area_ = area;
-    direct_ = !wide_ && !gradient_.joins() && gradient_.args.dshift == nullptr &&
-              tiles_.is_direct(area, false);
+    direct_ = !wide_ && !gradient_.joins() && tiles_.is_direct(area, false);
     x_ = tiles_.view_u(area, direct_, x_tile_.data(), false);
   }
 

@@ -174,7 +174,7 @@ class LayerGradient {
     const std::int64_t first = blocks.at(blocks.examples.begin, group);
     const std::int64_t at = index(blocks.examples.begin, channels.begin);
     std::fill_n(runs, count, GradientSums{0, 0});
-    const GradientJoin join = gradient_.join(at);
+    const GradientJoin join = gradient_.join(at, blocks.examples.begin, channels.begin);
     call_.kernels.gradients->sum_runs(
         {call_.x(at), gradient_.dy(at), call_.params(blocks.examples.begin, channels.begin), count,
          call_.spec.shape.c, call_.spec.shape.c, channels.size(), blocks.statistics + first, step,
@@ -226,7 +226,7 @@ class LayerGradient {
     }
     const std::int64_t channel = blocks.groups.begin * channels_, at = index(example, channel);
     if (fused_ && !any_extreme) {
-      const GradientJoin join = gradient_.join(at);
+      const GradientJoin join = gradient_.join(at, example, channel);
       call_.kernels.gradients->differentiate(
           {call_.x(at), gradient_.dy(at), gradient_.dx(at), blocks.groups.size(), channels_, 1,
            call_.params(example, channel), mean, rstd, terms, gradient_rule(call_),

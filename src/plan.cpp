@@ -47,7 +47,7 @@ std::int64_t tile_lanes(std::int64_t c, std::int64_t channels) {
   return ceil_div(c / channels, tiles) * channels;
 }
 
-void schedule_columns(const Spec& spec, Schedule* schedule) {
+void schedule_columns(const Spec& spec, std::int64_t lanes, Schedule* schedule) {
   const std::int64_t c = spec.shape.c;
   const std::int64_t rows = spec.block.examples * spec.shape.s;
   schedule->columns = true;
@@ -55,7 +55,9 @@ void schedule_columns(const Spec& spec, Schedule* schedule) {
   schedule->tile = tile_lanes(c, spec.block.channels);
   schedule->units = spec.shape.n / spec.block.examples * ceil_div(c, schedule->tile);
   schedule->blocks_per_unit = schedule->tile / spec.block.channels;
-  if (c < kFewLanes && !schedule->by_runs) {
+  // A row of shifts fits one row.
+  const bool merges = c < kFewLanes && !(spec.shift && c >= lanes);
+  if (merges && !schedule->by_runs) {
     schedule->merged = std::min(kMergedLanes / c, rows / kFewRows);
   }
   const std::int64_t at_least = kRowsAtLeast * schedule->merged;
@@ -79,7 +81,7 @@ Schedule make_schedule(const Spec& spec, std::int64_t lanes) noexcept {
   if (by_elements) {
     schedule_elements(spec, &schedule);
   } else if (spec.layout == Layout::channels_last || spec.shape.s == 1) {
-    schedule_columns(spec, &schedule);
+    schedule_columns(spec, lanes, &schedule);
   } else {
     schedule_rows(spec, &schedule);
   }

@@ -60,12 +60,13 @@ class Rows {
       run_moments(call_, part.index, 1, part.size(), &run);
       return run;
     }
-    if (call_.args.shift == nullptr && part.size() >= call_.kernels.lanes) {
-      call_.kernels.reduce_sums({call_.x(part.index), 1, part.size(), trust_of(call_.spec), &run},
-                                call_.join(part.index).skip);
-      if (!std::isnan(run.m2)) return run;
-    }
-    return moments_in_tiles(call_, part);
+    const std::int64_t vector = call_.kernels.lanes;
+    const bool fits = call_.spec.shift ? part.length >= kShortRow * vector : part.size() >= vector;
+    if (!fits) return moments_in_tiles(call_, part);
+    Moments total{};
+    for_each_run_of_u(call_, part,
+                      [&](std::int64_t, const Moments& own) { total = merge(total, own); });
+    return total;
   }
 
   // Blocks that a kernel has left: how many, and their statistics.
@@ -165,11 +166,11 @@ class Rows {
 
   void apply_part(const RowPart& part, const Statistics& statistics) const {
     const bool short_row = part.length < kShortRow * call_.kernels.lanes;
-    if (statistics.extreme || part.size() < call_.kernels.lanes || !call_.is_direct() ||
-        (call_.joins() && short_row)) {
+    if (statistics.extreme || part.size() < call_.kernels.lanes ||
+        !is_fused(call_.spec.activation) || (call_.joins() && short_row)) {
       return apply_part_in_tiles(call_, part, statistics);
     }
-    const Join join = call_.join(part.index);
+    const Join join = call_.join(part.index, part.example, part.channel);
     call_.kernels.normalize(apply_args(call_.x(part.index), call_.y(part.index), 1, part.rows,
                                        part.length, call_.params(part.example, part.channel),
                                        &statistics, call_.spec.activation, call_.store,
@@ -277,7 +278,7 @@ class GradientRows {
         gradient_.sums + gradient_.map.index(part.example, part.channel, part.piece);
     const bool wide = statistics.extreme || part.size() < call_.kernels.lanes;
     if (!wide && fused_) {
-      const GradientJoin join = gradient_.join(part.index);
+      const GradientJoin join = gradient_.join(part.index, part.example, part.channel);
       call_.kernels.gradients->sum_rows({call_.x(part.index), gradient_.dy(part.index), part.rows,
                                          part.length, call_.params(part.example, part.channel),
                                          statistics.mean, statistics.rstd, call_.spec.activation,
@@ -319,11 +320,14 @@ class GradientRows {
     const bool wide = terms.extreme || part.size() < call_.kernels.lanes;
     const Parameters params = call_.params(part.example, part.channel);
     if (!wide && fused_) {
-      const GradientJoin join = gradient_.join(part.index);
-      call_.kernels.gradients->differentiate(
-          {call_.x(part.index), gradient_.dy(part.index), gradient_.dx(part.index), 1, part.rows,
-           part.length, params, &statistics.mean, &statistics.rstd, &terms, gradient_rule(call_),
-           call_.spec.activation, call_.store, nullptr, gradient_.joins() ? &join : nullptr});
+      const GradientJoin join = gradient_.join(part.index, part.example, part.channel);
+      if (gradient_.args.dx != nullptr) {
+        call_.kernels.gradients->differentiate(
+            {call_.x(part.index), gradient_.dy(part.index), gradient_.dx(part.index), 1, part.rows,
+             part.length, params, &statistics.mean, &statistics.rstd, &terms, gradient_rule(call_),
+             call_.spec.activation, call_.store, nullptr, gradient_.joins() ? &join : nullptr});
+      }
+      if (gradient_.shifts != nullptr) sum_dx(part, params, statistics, terms);
       return;
     }
     GradientTiles tiles(gradient_, wide, false);
@@ -334,6 +338,17 @@ class GradientRows {
            call_.params(part.example, part.channel + rows.begin), &mean, &statistics.rstd, &terms,
            gradient_rule(call_), Activation::none, tiles.store(), nullptr});
       tiles.finish();
+    });
+  }
+
+  // To the sums of shifts, row by row.
+  void sum_dx(const RowPart& part, const Parameters& params, const Statistics& statistics,
+              const GradientTerms& terms) const {
+    const std::int64_t first = gradient_.map.index(part.example, part.channel, part.piece);
+    for_each_run_of_u(call_, part, [&](std::int64_t row, const Moments& of_u) {
+      const double gamma = gradient_.gamma(params, row);
+      gradient_.shifts[first + row] = gradient_.sum_of_dx(gamma, gradient_.sums[first + row].dz,
+                                                          of_u.count, of_u.mean, statistics, terms);
     });
   }
 

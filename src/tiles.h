@@ -2,8 +2,8 @@
 // L1 as numbers of a compute type: that type's kernels work on them, and what comes out is rounded
 // where it is stored. So go
 //
-//   activations that are not fused (kernels.h), and what is        in the data's own compute type
-//   added to x or z on the way (Forward's neighbours)
+//   activations that are not fused (kernels.h), and short rows    in the data's own compute type
+//   to which something is added on the way (Forward's neighbours)
 //   what is extreme (fold.h), and what is shorter than a vector    in double
 #ifndef GROUPNORM_SRC_TILES_H
 #define GROUPNORM_SRC_TILES_H
@@ -13,6 +13,7 @@
 #include "tuning.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
@@ -211,7 +212,7 @@ inline Area area_of(const RowPart& part, Range rows, Range positions) {
 }
 
 // The moments of u of a part of rows: those of tiles, merged in order.
-inline Moments moments_in_tiles(const Call& call, const RowPart& part) {
+[[gnu::noinline]] inline Moments moments_in_tiles(const Call& call, const RowPart& part) {
   const Tiles tiles(call, false);
   Tile tile;
   Moments total{};
@@ -220,6 +221,26 @@ inline Moments moments_in_tiles(const Call& call, const RowPart& part) {
     total = merge(total, tiles.moments(tiles.view_u(area, false, tile.data(), false), area.width));
   });
   return total;
+}
+
+// f(i, moments of u) for each run i of a part of rows, in order: a row, where there is a shift, as
+// it has its own; else all of the part. Runs hold a vector at least.
+template <class F>
+void for_each_run_of_u(const Call& call, const RowPart& part, const F& f) {
+  RowPart run = part;
+  if (call.spec.shift) run.rows = 1;
+  const std::int64_t runs = part.rows / run.rows;
+  for (std::int64_t first = 0; first < runs; first += kBatch) {
+    Moments moments[kBatch];
+    const std::int64_t count = std::min(kBatch, runs - first);
+    call.kernels.reduce_sums({call.x(run.index), count, run.size(), trust_of(call.spec), moments},
+                             call.join(run.index, run.example, run.channel));
+    for (std::int64_t i = 0; i < count; ++i) {
+      f(first + i, std::isnan(moments[i].m2) ? moments_in_tiles(call, run) : moments[i]);
+      run.channel += run.rows;
+      run.index += run.size();
+    }
+  }
 }
 
 // y of a part of rows.

@@ -53,6 +53,8 @@ HWY_INLINE bool IsClamp(Activation activation) {
 template <class C>
 class Clamp {
  public:
+  static constexpr bool kJoins = false;
+
   HWY_INLINE explicit Clamp(Activation activation)
       : low_(hn::Set(Tag<C>(),
                      activation == Activation::relu ? C{0} : -std::numeric_limits<C>::infinity())) {
@@ -174,6 +176,8 @@ struct HardSwish {
 template <class C>
 class Swish {
  public:
+  static constexpr bool kJoins = false;
+
   HWY_INLINE explicit Swish(Activation activation) : hard_(activation == Activation::hard_swish) {}
 
   HWY_INLINE Vector<C> operator()(Vector<C> z) const {
@@ -251,20 +255,21 @@ struct Gelu {
 };
 
 // What the backward pass makes of x, dy and z, vector by vector; x is a place in the tensor. kFew:
-// whether a loop should have these functions but once. Joined: the same with a GradientJoin.
+// whether a loop should have these functions but once. kJoins: whether there may be a GradientJoin;
+// Joined: the same where there may. Its shift is added by the terms (terms-inl.h).
 
 // dz = dy, where there is no activation.
 template <class T>
 struct Same {
   using V = Vector<Compute<T>>;
   using Joined = Same;
-  static constexpr bool kFew = false;
+  static constexpr bool kFew = false, kJoins = false;
 
   template <class Args>
   HWY_INLINE explicit Same(const Args&) {}
 
   HWY_INLINE const Same& Plain() const { return *this; }
-  HWY_INLINE V U(const T* x) const { return LoadAs(Tag<Compute<T>>(), x); }
+  HWY_INLINE V Load(const T* x) const { return LoadAs(Tag<Compute<T>>(), x); }
   template <class Z>
   HWY_INLINE V Dz(V dy, const Z&, const T*) const {
     return dy;
@@ -276,14 +281,14 @@ struct Same {
 // dz = dy times the derivative of relu, SiLU or hard_swish, or of nothing, at z(). Which of them,
 // and what is joined, is asked for each vector, as in Swish: beside the derivative of SiLU that
 // costs next to nothing.
-template <class T, bool kJoins>
+template <class T, bool kJoinsAny>
 class Derivative {
   using C = Compute<T>;
   using V = Vector<C>;
 
  public:
   using Joined = Derivative<T, true>;
-  static constexpr bool kFew = true;
+  static constexpr bool kFew = true, kJoins = kJoinsAny;
 
   template <class Args>
   HWY_INLINE explicit Derivative(const Args& args)
@@ -291,6 +296,7 @@ class Derivative {
     if constexpr (kJoins) {
       if (args.join == nullptr) return;
       skip_ = static_cast<const T*>(args.join->skip);
+      shift_ = static_cast<const T*>(args.join->shift);
       residual_ = static_cast<const T*>(args.join->residual);
       dsum_ = static_cast<const T*>(args.join->dsum);
       dresidual_ = static_cast<T*>(args.join->dresidual);
@@ -300,10 +306,12 @@ class Derivative {
   // The same of a call that joins nothing.
   HWY_INLINE Derivative<T, false> Plain() const { return {activation_, x_}; }
 
-  HWY_INLINE V U(const T* x) const {
-    const V u = LoadAs(Tag<C>(), x);
-    if (!kJoins || skip_ == nullptr) return u;
-    return hn::Add(u, LoadAs(Tag<C>(), skip_ + (x - x_)));
+  HWY_INLINE const T* shift() const { return shift_; }
+  // With skip, where that is given.
+  HWY_INLINE V Load(const T* x) const {
+    const V v = LoadAs(Tag<C>(), x);
+    if (!kJoins || skip_ == nullptr) return v;
+    return hn::Add(v, LoadAs(Tag<C>(), skip_ + (x - x_)));
   }
   template <class Z>
   HWY_INLINE V Dz(V dy, const Z& z, const T* x) const {
@@ -336,6 +344,7 @@ class Derivative {
   Activation activation_;
   const T* x_;
   const T* skip_ = nullptr;
+  const T* shift_ = nullptr;
   const T* residual_ = nullptr;
   const T* dsum_ = nullptr;
   T* dresidual_ = nullptr;

@@ -1,4 +1,4 @@
-// apply, backward: dx = a dz + (slope (x - mean) + shift), and the course of whole blocks.
+// apply, backward: dx = a dz + (slope (x - mean) + intercept), and the course of whole blocks.
 #if defined(GROUPNORM_SRC_KERNELS_DX_INL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef GROUPNORM_SRC_KERNELS_DX_INL_H
 #undef GROUPNORM_SRC_KERNELS_DX_INL_H
@@ -20,42 +20,42 @@ HWY_BEFORE_NAMESPACE();
 namespace groupnorm::detail {
 namespace HWY_NAMESPACE {
 
-// Terms with shift and slope of their block.
+// Terms with intercept and slope of their block.
 template <class C, class X>
 class Sloped : public X {
  public:
-  HWY_INLINE Sloped(const X& terms, Vector<C> shift, Vector<C> slope)
-      : X(terms), shift_(shift), slope_(slope) {}
+  HWY_INLINE Sloped(const X& terms, Vector<C> intercept, Vector<C> slope)
+      : X(terms), intercept_(intercept), slope_(slope) {}
 
   template <class Own>
   HWY_INLINE Vector<C> Plus(Vector<C> deviation, const Own&) const {
-    return hn::MulAdd(slope_, deviation, shift_);
+    return hn::MulAdd(slope_, deviation, intercept_);
   }
 
  private:
-  Vector<C> shift_, slope_;
+  Vector<C> intercept_, slope_;
 };
 
-// Those of a row of lanes, from arrays.
-template <class C>
+// The same of lanes, from arrays.
+template <class C, class X>
 class SlopedLanes {
   using V = Vector<C>;
 
  public:
   static constexpr Order kOrder = Order::kept;
   struct Own {
-    typename LaneTerms<C>::Own lanes;
-    V shift, slope;
+    typename X::Own lanes;
+    V intercept, slope;
   };
 
-  HWY_INLINE explicit SlopedLanes(const GradientKernels::ApplyColumns& args)
-      : lanes_(args.coefficients),
-        shift_(static_cast<const C*>(args.shift)),
+  HWY_INLINE SlopedLanes(const X& lanes, const GradientKernels::ApplyColumns& args)
+      : lanes_(lanes),
+        intercept_(static_cast<const C*>(args.intercept)),
         slope_(static_cast<const C*>(args.slope)) {}
 
   HWY_INLINE Own At(std::int64_t i) const {
     const Tag<C> d;
-    return {lanes_.At(i), hn::LoadU(d, shift_ + i), hn::LoadU(d, slope_ + i)};
+    return {lanes_.At(i), hn::LoadU(d, intercept_ + i), hn::LoadU(d, slope_ + i)};
   }
   HWY_INLINE Own Last(std::int64_t i) const { return At(i); }
   HWY_INLINE V Deviation(V x, const Own& own) const { return lanes_.Deviation(x, own.lanes); }
@@ -64,12 +64,12 @@ class SlopedLanes {
     return lanes_.Times(dz, plus, own.lanes);
   }
   HWY_INLINE V Plus(V deviation, const Own& own) const {
-    return hn::MulAdd(own.slope, deviation, own.shift);
+    return hn::MulAdd(own.slope, deviation, own.intercept);
   }
 
  private:
-  LaneTerms<C> lanes_;
-  const C* shift_;
+  X lanes_;
+  const C* intercept_;
   const C* slope_;
 };
 
@@ -88,7 +88,7 @@ class GradientStage {
       : x_(x), dy_(dy), dx_(dx), terms_(terms), act_(act) {}
 
   HWY_INLINE Loaded Load(std::int64_t i) const {
-    return {act_.U(x_ + i), LoadAs(Tag<C>(), dy_ + i)};
+    return {act_.Load(x_ + i), LoadAs(Tag<C>(), dy_ + i)};
   }
   template <class Own>
   HWY_INLINE void Write(std::int64_t i, const Loaded& in, const Own& own, Store store) const {
@@ -132,17 +132,17 @@ class Differentiator {
           saved(args_.mean == nullptr ? 0 : args_.mean[b], args_.rstd[b], args_.rule.f32);
       // Numbers, not GradientTerms: copied as a whole, one just stored in parts waits for all of
       // dx.
-      double shift = 0, slope = 0;
+      double intercept = 0, slope = 0;
       if (args_.terms != nullptr) {
-        shift = args_.terms[b].shift;
+        intercept = args_.terms[b].intercept;
         slope = args_.terms[b].slope;
       } else {
         const GradientTerms terms = Fold(b, own);
         if (terms.extreme) return b;
-        shift = terms.shift;
+        intercept = terms.intercept;
         slope = terms.slope;
       }
-      Apply(b, own.mean, own.rstd, hn::Set(Tag<C>(), static_cast<C>(shift)),
+      Apply(b, own.mean, own.rstd, hn::Set(Tag<C>(), static_cast<C>(intercept)),
             hn::Set(Tag<C>(), static_cast<C>(slope)));
     }
     return args_.blocks;
@@ -177,12 +177,12 @@ class Differentiator {
     return terms;
   }
 
-  HWY_INLINE void Apply(std::int64_t b, double mean, double rstd, Vector<C> shift,
+  HWY_INLINE void Apply(std::int64_t b, double mean, double rstd, Vector<C> intercept,
                         Vector<C> slope) const {
     T* const dx = static_cast<T*>(args_.dx) + b * size_;
     const std::int64_t first = b * args_.channels;
     if (args_.length == 1) {
-      Sloped<C, ElementTerms<T>> terms(ElementTerms<T>(args_.params, first, mean, rstd), shift,
+      Sloped<C, ElementTerms<T>> terms(ElementTerms<T>(args_.params, first, mean, rstd), intercept,
                                        slope);
       const RowStretches<T, 1> stretches(dx, args_.channels, args_.store);
       for (int i = stretches.first(); i <= stretches.last(); ++i)
@@ -191,13 +191,14 @@ class Differentiator {
     }
     const PerRow<T> rows(args_.params, first, mean, rstd);
     if (IsShortRow<T>(args_.length)) {
-      Sloped<C, ShortRowsTerms<T>> terms(ShortRowsTerms<T>(rows, args_.length), shift, slope);
+      Sloped<C, ShortRowsTerms<T>> terms(ShortRowsTerms<T>(rows, args_.length), intercept, slope);
       WriteBy(b, 0, dx, terms, act_, Stretch{0, size_});
       return;
     }
     for (std::int64_t r = 0; r < args_.channels; ++r) {
       const std::int64_t at = r * args_.length;
-      Sloped<C, RowTerms<C>> terms(RowTerms<C>(rows.mean(), rows(r)), shift, slope);
+      auto own = TermsOfRow<T>(rows, joined_, r);
+      Sloped<C, decltype(own)> terms(own, intercept, slope);
       const RowStretches<T, 1> stretches(dx + at, args_.length, args_.store);
       for (int i = stretches.first(); i <= stretches.last(); ++i) {
         WriteBy(b, at, dx + at, terms, joined_, stretches[i]);
@@ -229,13 +230,14 @@ HWY_INLINE void ApplyGradientColumnsBy(const GradientKernels::ApplyColumns& args
   using C = Compute<T>;
   constexpr std::int64_t kBand = !kFast<T> || Act::kFew ? 1 : kGradientPlaces;
   const Act act(args);
-  SlopedLanes<C> terms(args);
+  using Lanes = decltype(TermsOfLanes<T>(args.coefficients, act));
+  SlopedLanes<C, Lanes> terms(TermsOfLanes<T>(args.coefficients, act), args);
   const Store store =
       StoreOfLanes(args.store, static_cast<const T*>(args.dx), args.stride, args.width);
   ForBands(args.rows, args.dy_stride == args.stride ? kBand : 1,
            [&](std::int64_t row, std::int64_t places, std::int64_t apart) HWY_ATTR {
              const std::int64_t at = row * args.stride;
-             const GradientStage<T, SlopedLanes<C>, Act> stage(
+             const GradientStage<T, SlopedLanes<C, Lanes>, Act> stage(
                  static_cast<const T*>(args.x) + at,
                  static_cast<const T*>(args.dy) + row * args.dy_stride,
                  static_cast<T*>(args.dx) + at, terms, act);

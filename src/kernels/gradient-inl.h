@@ -1,7 +1,7 @@
 // The backward pass, with dz = dy * activation'(z) and z = a (x - mean) + b:
 //
 //   sum:    sum dz, sum dz (x - mean)          centred, so that no digit is lost to a large mean
-//   apply:  dx = a dz + (slope (x - mean) + shift), in dx-inl.h
+//   apply:  dx = a dz + (slope (x - mean) + intercept), in dx-inl.h
 //
 // Sums run in f32 as in moments-inl.h: some 32 terms, then double.
 #if defined(GROUPNORM_SRC_KERNELS_GRADIENT_INL_H) == defined(HWY_TARGET_TOGGLE)
@@ -26,17 +26,15 @@ HWY_BEFORE_NAMESPACE();
 namespace groupnorm::detail {
 namespace HWY_NAMESPACE {
 
-// The sums of a row of terms RowTerms, in four chains.
-template <class T, class Act>
+// The sums of a row of terms X, in four chains.
+template <class T, class X, class Act>
 class RowGradientSums {
   using C = Compute<T>;
   using V = Vector<C>;
   static constexpr std::int64_t kVector = kLanes<C>;
 
  public:
-  HWY_INLINE RowGradientSums(const RowTerms<C>& terms, const Act& act) : terms_(terms), act_(act) {
-    Start();
-  }
+  HWY_INLINE RowGradientSums(const X& terms, const Act& act) : terms_(terms), act_(act) { Start(); }
 
   // Of elements [at, at + count) of x and dy, which have `total`, a vector at least.
   HWY_INLINE GradientSums Of(const T* x, const T* dy, std::int64_t at, std::int64_t count,
@@ -71,7 +69,7 @@ class RowGradientSums {
 
   template <class A>
   HWY_INLINE Pair PairAt(const A& act, const T* x, const T* dy) const {
-    const V deviation = terms_.Deviation(act.U(x), {});
+    const V deviation = terms_.Deviation(act.Load(x), {});
     const auto z = [&] HWY_ATTR { return terms_.Z(deviation, {}); };
     return {deviation, act.Dz(LoadAs(Tag<C>(), dy), z, x)};
   }
@@ -129,7 +127,7 @@ class RowGradientSums {
     for (int i = 0; i < 4; ++i) dz_[i] = dzx_[i] = hn::Zero(Tag<C>());
   }
 
-  const RowTerms<C>& terms_;
+  const X& terms_;
   const Act& act_;
   V dz_[4], dzx_[4];
   std::int64_t left_ = kChain;
@@ -139,8 +137,9 @@ class RowGradientSums {
 template <class T, class Act>
 HWY_INLINE GradientSums SumOfRow(const PerRow<T>& rows, const Act& act, const T* x, const T* dy,
                                  std::int64_t count, std::int64_t length, std::int64_t row) {
-  const RowTerms<Compute<T>> terms(rows.mean(), rows(row));
-  return RowGradientSums<T, Act>(terms, act).Of(x, dy, row * length, length, count * length);
+  auto terms = TermsOfRow<T>(rows, act, row);
+  return RowGradientSums<T, decltype(terms), Act>(terms, act)
+      .Of(x, dy, row * length, length, count * length);
 }
 
 template <class T, class Act>
@@ -174,7 +173,7 @@ HWY_INLINE void SumGradientBand(const GradientKernels::SumColumns& args, const A
                                 ColumnSums<Compute<T>>* sums) {
   using C = Compute<T>;
   const Tag<C> d;
-  const LaneTerms<C> terms(args.coefficients);
+  const auto terms = TermsOfLanes<T>(args.coefficients, act);
   for (std::int64_t i = 0; i < sums->size; i += kLanes<C>) {
     const std::int64_t column = sums->Column(i, args.width);
     const T* const x = static_cast<const T*>(args.x) + row * args.stride + column;
@@ -184,7 +183,7 @@ HWY_INLINE void SumGradientBand(const GradientKernels::SumColumns& args, const A
 #pragma GCC unroll 8
     for (std::int64_t r = 0; r < kRows; ++r) {
       const T* const place = x + r * apart * args.stride;
-      const auto deviation = terms.Deviation(act.U(place), own);
+      const auto deviation = terms.Deviation(act.Load(place), own);
       const auto dz = act.Dz(
           LoadAs(d, dy + r * apart * args.dy_stride),
           [&] HWY_ATTR { return terms.Z(deviation, own); }, place);
@@ -256,7 +255,7 @@ HWY_INLINE void SumRunBand(const GradientKernels::SumRuns& args, const Act& act,
 #pragma GCC unroll 4
       for (std::int64_t r = 0; r < kRows; ++r) {
         const T* const place = x + r * stride + at;
-        const V deviation = hn::Sub(act.U(place), hn::Load(d, mean + r * kVector));
+        const V deviation = hn::Sub(act.Load(place), hn::Load(d, mean + r * kVector));
         const V by_rstd = hn::Load(d, rstd + r * kVector), plus = hn::Load(d, shift + r * kVector);
         const auto z = [&] HWY_ATTR {
           return hn::MulAdd(hn::MulAdd(deviation, by_rstd, plus), weight, beta.At(at));

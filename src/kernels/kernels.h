@@ -42,11 +42,12 @@ struct Parameters {
   DType dtype;
 };
 
-// Tensors that lie as x and y do, and are added or written on the way; each may be null: u = x +
-// skip takes the place of x, and is written to `sum`; activation(z + residual) that of
-// activation(z).
+// What is added or written on the way; each may be null: u = x + skip + shift takes the place of x,
+// and is written to `sum`; activation(z + residual) that of activation(z). Tensors lie as x and y
+// do; shift has a number for each row, or for each lane.
 struct Join {
   const void* skip;
+  const void* shift;
   const void* residual;
   void* sum;
 };
@@ -55,6 +56,7 @@ struct Join {
 // to dresidual.
 struct GradientJoin {
   const void* skip;
+  const void* shift;
   const void* residual;
   const void* dsum;
   void* dresidual;
@@ -115,7 +117,7 @@ struct GradientKernels {
   };
   void (*sum_runs)(const SumRuns&);
 
-  // dx = gamma rstd dz + (slope (x - mean) + shift) for x, dy, dx [blocks, channels, length];
+  // dx = gamma rstd dz + (slope (x - mean) + intercept) for x, dy, dx [blocks, channels, length];
   // params [blocks, channels]; mean (null: 0), rstd and terms [blocks]. dx == dy is allowed with
   // Store::cached. Where terms is null, they are made of sum_rows, with its bits, and sums [blocks,
   // channels] are written, too. Returns how many blocks it has done, from the first on; the next
@@ -137,15 +139,15 @@ struct GradientKernels {
   };
   std::int64_t (*differentiate)(const Differentiate&);
 
-  // dx = a dz + (slope (x - mean) + shift) down the lanes, shapes as in sum_columns; shift, slope
-  // [width]; dx as x.
+  // dx = a dz + (slope (x - mean) + intercept) down the lanes, shapes as in sum_columns; intercept,
+  // slope [width]; dx as x.
   struct ApplyColumns {
     const void* x;
     const void* dy;
     void* dx;
     std::int64_t rows, stride, dy_stride, width;
     LaneCoefficients coefficients;
-    const void* shift;
+    const void* intercept;
     const void* slope;
     Activation activation;
     Store store;
@@ -245,9 +247,9 @@ struct Kernels {
     Moments* moments;
   };
   void (*reduce_runs)(const Runs&);
-  // The same of x + skip, which lies as x does. m2 is NaN also where it is not to be trusted: the
-  // moments are to be made of a tile then.
-  void (*reduce_sums)(const Runs&, const void* skip);
+  // The same of u, each run a row of it. m2 is NaN also where it is not to be trusted: the moments
+  // are to be made of a tile then.
+  void (*reduce_sums)(const Runs&, const Join&);
 
   // x [rows, width], rows `stride` elements apart, width <= kMaxLanes -> mean [width] and m2
   // [width] of each column, as above; of x + skip + shift [width], where these are not null.
@@ -310,8 +312,8 @@ struct Kernels {
   // extreme: extreme [kBatch] has those of *extremes of them then. A table without the fast
   // variants (kFast) makes no statistics, and returns 0 without a word.
   //
-  // With `join` (null: nothing), rows are long (kShortRow), and statistics are given; skip,
-  // residual and sum lie as x does. y == skip and y == residual are allowed as y == x is.
+  // With `join` (null: nothing), rows are long (kShortRow), statistics are given, and there is one
+  // block. y == skip and y == residual are allowed as y == x is.
   struct Normalize {
     const void* x;
     void* y;

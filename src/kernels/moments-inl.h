@@ -101,32 +101,47 @@ HWY_INLINE double SumLanes(D d, hn::Vec<D> v) {
   return static_cast<double>(hn::GetLane(FoldLanes<Plus>(d, v)));
 }
 
-// Vectors of x, or of x + skip, which is formed in the compute type.
-template <class T, bool kSkip>
+// Vectors of x.
+template <class T, bool kJoins = false>
 class Source {
   using C = Compute<T>;
 
  public:
-  HWY_INLINE Source(const T* x, const T* skip) : x_(x), skip_(skip) {}
+  HWY_INLINE Vector<C> At(const T* p) const { return LoadAs(Tag<C>(), p); }
+  HWY_INLINE Two<Vector<C>> TwoAt(const T* p) const { return LoadTwo<Order::any>(Tag<C>(), p); }
+};
+
+// Those of u = x + skip + shift, formed in the compute type: skip lies as x does, and may be null;
+// shift is one number.
+template <class T>
+class Source<T, true> {
+  using C = Compute<T>;
+
+ public:
+  HWY_INLINE Source(const T* x, const T* skip, C shift) : x_(x), skip_(skip), shift_(shift) {}
 
   // At an address in x.
   HWY_INLINE Vector<C> At(const T* p) const {
-    const auto v = LoadAs(Tag<C>(), p);
-    if constexpr (kSkip) return hn::Add(v, LoadAs(Tag<C>(), skip_ + (p - x_)));
-    return v;
+    const Tag<C> d;
+    auto u = LoadAs(d, p);
+    if (skip_ != nullptr) u = hn::Add(u, LoadAs(d, skip_ + (p - x_)));
+    return hn::Add(u, hn::Set(d, shift_));
   }
   HWY_INLINE Two<Vector<C>> TwoAt(const T* p) const {
-    auto two = LoadTwo<Order::any>(Tag<C>(), p);
-    if constexpr (kSkip) {
-      const auto more = LoadTwo<Order::any>(Tag<C>(), skip_ + (p - x_));
+    const Tag<C> d;
+    auto two = LoadTwo<Order::any>(d, p);
+    if (skip_ != nullptr) {
+      const auto more = LoadTwo<Order::any>(d, skip_ + (p - x_));
       two = {hn::Add(two.v0, more.v0), hn::Add(two.v1, more.v1)};
     }
-    return two;
+    const auto shift = hn::Set(d, shift_);
+    return {hn::Add(two.v0, shift), hn::Add(two.v1, shift)};
   }
 
  private:
   const T* x_;
   const T* skip_;
+  C shift_;
 };
 
 // Sums of deviations, and of their squares, one a lane.
@@ -227,9 +242,9 @@ class RunPilots {
   HWY_INLINE std::int64_t count() const { return count_; }
 
   // Of one run, in all lanes.
-  HWY_INLINE V Of(const T* x) const { return Of<false>(x, {x, nullptr}); }
-  template <bool kSkip>
-  HWY_INLINE V Of(const T* x, const Source<T, kSkip>& source) const {
+  HWY_INLINE V Of(const T* x) const { return Of(x, Source<T>()); }
+  template <bool kJoins>
+  HWY_INLINE V Of(const T* x, const Source<T, kJoins>& source) const {
     const Tag<C> d;
     const Samples samples = Take(x, source);
     return Pilot(samples.first, FoldLanes<Plus>(d, samples.distance),
@@ -244,7 +259,7 @@ class RunPilots {
     ClearRows(d, runs, distance);
     ClearRows(d, runs, spread);
     for (std::int64_t r = 0; r < runs; ++r) {
-      const Samples samples = Take(x + r * count_, Source<T, false>(x, nullptr));
+      const Samples samples = Take(x + r * count_, Source<T>());
       first[r] = hn::GetLane(samples.first);
       hn::Store(samples.distance, d, distance + r * kVector);
       hn::Store(samples.spread, d, spread + r * kVector);
@@ -262,11 +277,11 @@ class RunPilots {
     V first, distance, spread;
   };
 
-  template <bool kSkip>
-  HWY_INLINE Samples Take(const T* x, const Source<T, kSkip>& source) const {
+  template <bool kJoins>
+  HWY_INLINE Samples Take(const T* x, const Source<T, kJoins>& source) const {
     const Tag<C> d;
     auto first = hn::Set(d, LoadOne(x));
-    if constexpr (kSkip) first = hn::Set(d, hn::GetLane(source.At(x)));
+    if constexpr (kJoins) first = hn::Set(d, hn::GetLane(source.At(x)));
     auto sum = hn::Zero(d), spread = hn::Zero(d);
     for (std::int64_t i = 0; i < samples_; ++i) {
       const auto distance = hn::Sub(source.At(x + i * step_), first);
@@ -291,7 +306,7 @@ class RunPilots {
 // The sums of one run, taken in steps of eight vectors, so that a loop that writes another may
 // carry them along. A step takes two from each quarter of a long run: a core that reads in four
 // places has more of its requests to memory under way than one that reads in one.
-template <class T, bool kSkip = false>
+template <class T, bool kJoins = false>
 class RunSums {
   using C = Compute<T>;
   using V = Vector<C>;
@@ -307,8 +322,9 @@ class RunSums {
   HWY_INLINE RunSums() : RunSums(nullptr, 0, hn::Zero(Tag<C>()), false) {}
 
   // `carried`: whether Advance takes steps.
-  HWY_INLINE RunSums(const T* x, std::int64_t count, V pilot, bool carried, const T* skip = nullptr)
-      : source_(x, skip),
+  HWY_INLINE RunSums(const T* x, std::int64_t count, V pilot, bool carried,
+                     const Source<T, kJoins>& source = {})
+      : source_(source),
         x_(x),
         end_(x + count),
         steps_(count / kStep),
@@ -333,7 +349,7 @@ class RunSums {
     const hn::CappedTag<double, 1> dd;
     const double m2 = hn::GetLane(TrustedM2(dd, trust, hn::Set(dd, s1_), hn::Set(dd, s2_),
                                             hn::Set(dd, n), hn::Set(dd, shift)));
-    if (!kSkip && std::isnan(m2)) return ExactMoments<T>({end_ - count_, 1, 0, count_});
+    if (!kJoins && std::isnan(m2)) return ExactMoments<T>({end_ - count_, 1, 0, count_});
     return {n, static_cast<double>(hn::GetLane(pilot_)) + shift, m2};
   }
 
@@ -390,7 +406,7 @@ class RunSums {
     StartChain();
   }
 
-  Source<T, kSkip> source_;
+  Source<T, kJoins> source_;
   const T* x_;
   const T* end_;
   std::int64_t steps_;   // still to do
@@ -463,16 +479,17 @@ void ReduceRuns(const Kernels::Runs& args) {
 }
 
 template <class T>
-void ReduceSums(const Kernels::Runs& args, const void* skip) {
+void ReduceSums(const Kernels::Runs& args, const Join& join) {
   const T* const x = static_cast<const T*>(args.x);
-  const T* const plus = static_cast<const T*>(skip);
+  const T* const skip = static_cast<const T*>(join.skip);
+  const T* const shift = static_cast<const T*>(join.shift);
   const RunPilots<T> pilots(args.count);
   for (std::int64_t r = 0; r < args.runs; ++r) {
     const T* const run = x + r * args.count;
-    const T* const own = plus + r * args.count;
+    const Source<T, true> source(run, skip == nullptr ? nullptr : skip + r * args.count,
+                                 AddendAt(shift, r));
     args.moments[r] =
-        RunSums<T, true>(run, args.count, pilots.Of(run, Source<T, true>(run, own)), false, own)
-            .Finish(args.trust);
+        RunSums<T, true>(run, args.count, pilots.Of(run, source), false, source).Finish(args.trust);
   }
 }
 

@@ -75,22 +75,26 @@ struct Joined {
         swish(args.activation),
         x(static_cast<const T*>(args.x)),
         skip(static_cast<const T*>(args.join->skip)),
+        first_shift(static_cast<const T*>(args.join->shift)),
         residual(static_cast<const T*>(args.join->residual)),
         sum(static_cast<T*>(args.join->sum)) {}
 
   HWY_INLINE Vector<C> operator()(Vector<C> z) const { return clamps ? clamp(z) : swish(z); }
+  HWY_INLINE const T* shift() const { return first_shift; }
 
   bool clamps;
   Clamp<C> clamp;
   Swish<C> swish;
   const T* x;
   const T* skip;
+  const T* first_shift;
   const T* residual;
   T* sum;
 };
 
-// y = act(a (u - mean) + b + residual), u = x + skip. What is there is asked for each vector: the
-// branches cost next to nothing, instances for each would be eight times as many.
+// y = act(a (u - mean) + b + residual), u = x + skip + shift; the terms add the shift. What else is
+// there is asked for each vector: the branches cost next to nothing, instances for each would be
+// eight times as many.
 template <class T, class X>
 requires Terms<X, Compute<T>>
 class NormalizeStage<T, X, Joined<T>> {
@@ -100,8 +104,8 @@ class NormalizeStage<T, X, Joined<T>> {
  public:
   struct Loaded {
     HWY_INLINE Loaded() : Loaded(hn::Zero(Tag<C>()), hn::Zero(Tag<C>())) {}
-    HWY_INLINE Loaded(V of_u, V of_residual) : u(of_u), residual(of_residual) {}
-    V u, residual;
+    HWY_INLINE Loaded(V of_v, V of_residual) : v(of_v), residual(of_residual) {}
+    V v, residual;  // v = x + skip
   };
   static constexpr bool kFast = HWY_NAMESPACE::kFast<T>;
   static constexpr std::int64_t kStored = HWY_NAMESPACE::kStored<T>;
@@ -111,41 +115,41 @@ class NormalizeStage<T, X, Joined<T>> {
 
   HWY_INLINE Loaded Load(std::int64_t i) const {
     const Tag<C> d;
-    auto u = LoadAs(d, x_ + i), residual = hn::Zero(d);
-    if (act_.skip != nullptr) u = hn::Add(u, LoadAs(d, act_.skip + at_ + i));
+    auto v = LoadAs(d, x_ + i), residual = hn::Zero(d);
+    if (act_.skip != nullptr) v = hn::Add(v, LoadAs(d, act_.skip + at_ + i));
     if (act_.residual != nullptr) residual = LoadAs(d, act_.residual + at_ + i);
-    return {u, residual};
+    return {v, residual};
   }
   template <class Own>
   HWY_INLINE void Write(std::int64_t i, const Loaded& in, const Own& own, Store store) const {
     const Tag<C> d;
     if (act_.sum != nullptr) {
-      StoreAs(d, CleanNaN<T>(d, in.u), act_.sum + at_ + i, Store::cached);
+      StoreAs(d, CleanNaN<T>(d, terms_.U(in.v, own)), act_.sum + at_ + i, Store::cached);
     }
     StoreAs(d, Y(in, own), y_ + i, store);
   }
   template <class Own>
   HWY_INLINE void WriteTwo(std::int64_t i, const Own& own, const Own& next, Store store) const {
     const Tag<C> d;
-    auto u = LoadTwo<X::kOrder>(d, x_ + i);
+    auto v = LoadTwo<X::kOrder>(d, x_ + i);
     Two<V> residual{hn::Zero(d), hn::Zero(d)};
     if (act_.skip != nullptr) {
       const auto skip = LoadTwo<X::kOrder>(d, act_.skip + at_ + i);
-      u = {hn::Add(u.v0, skip.v0), hn::Add(u.v1, skip.v1)};
+      v = {hn::Add(v.v0, skip.v0), hn::Add(v.v1, skip.v1)};
     }
     if (act_.residual != nullptr) residual = LoadTwo<X::kOrder>(d, act_.residual + at_ + i);
     if (act_.sum != nullptr) {
-      const Two<V> sum{CleanNaN<T>(d, u.v0), CleanNaN<T>(d, u.v1)};
+      const Two<V> sum{CleanNaN<T>(d, terms_.U(v.v0, own)), CleanNaN<T>(d, terms_.U(v.v1, next))};
       StoreTwo<X::kOrder>(d, sum, act_.sum + at_ + i, Store::cached);
     }
-    const Two<V> y{Y({u.v0, residual.v0}, own), Y({u.v1, residual.v1}, next)};
+    const Two<V> y{Y({v.v0, residual.v0}, own), Y({v.v1, residual.v1}, next)};
     StoreTwo<X::kOrder>(d, y, y_ + i, store);
   }
 
  private:
   template <class Own>
   HWY_INLINE V Y(const Loaded& in, const Own& own) const {
-    const V z = terms_.Z(terms_.Deviation(in.u, own), own);
+    const V z = terms_.Z(terms_.Deviation(in.v, own), own);
     // z + 0 would lose the sign of a zero.
     return act_(act_.residual != nullptr ? hn::Add(z, in.residual) : z);
   }
@@ -159,7 +163,7 @@ class NormalizeStage<T, X, Joined<T>> {
 
 template <class Act, class Args>
 HWY_INLINE Act ActOf(const Args& args) {
-  if constexpr (requires { Act::kJoins; }) {
+  if constexpr (Act::kJoins) {
     return Act(args);
   } else {
     return Act(args.activation);
@@ -220,12 +224,11 @@ struct LongRows {
                                const Act& act, Sums& sums) {
     const PerRow<T> of_rows(args.params, first, mean, rstd);
     for (std::int64_t r = 0; r < rows; ++r, x += length, y += length) {
-      RowTerms<Compute<T>> terms(of_rows.mean(), of_rows(r));
+      auto terms = TermsOfRow<T>(of_rows, act, r);
       const RowStretches<T, kApplyPlaces> stretches(y, length, args.store);
       for (int i = stretches.first(); i <= stretches.last(); ++i) {
-        Write<Compute<T>, kApplyPlaces>(
-            NormalizeStage<T, RowTerms<Compute<T>>, Act>{x, y, terms, act}, terms, stretches[i],
-            sums);
+        Write<Compute<T>, kApplyPlaces>(NormalizeStage<T, decltype(terms), Act>{x, y, terms, act},
+                                        terms, stretches[i], sums);
       }
     }
   }
@@ -426,11 +429,11 @@ template <class T, class Act>
 HWY_INLINE void ApplyColumnsBy(const Kernels::ApplyColumns& args, Store store) {
   using C = Compute<T>;
   const Act act = ActOf<Act>(args);
-  LaneTerms<C> terms(args.coefficients);
+  auto terms = TermsOfLanes<T>(args.coefficients, act);
   ForBands(args.rows, kFast<T> ? kApplyPlaces : 1,
            [&](std::int64_t row, std::int64_t places, std::int64_t apart) HWY_ATTR {
              const std::int64_t at = row * args.stride;
-             const NormalizeStage<T, LaneTerms<C>, Act> stage{
+             const NormalizeStage<T, decltype(terms), Act> stage{
                  static_cast<const T*>(args.x) + at, static_cast<T*>(args.y) + at, terms, act};
              NoSums none;
              Write<C, kApplyPlaces>(

@@ -125,6 +125,16 @@ HWY_INLINE Compute<T> LoadOne(const T* p) {
   }
 }
 
+// v + kNothing is v: 0 would take the sign of a zero.
+template <class C>
+inline constexpr C kNothing = -C{0};
+
+// Element i of numbers that are added; null: kNothing.
+template <class T>
+HWY_INLINE Compute<T> AddendAt(const T* data, std::int64_t i) {
+  return data == nullptr ? kNothing<Compute<T>> : LoadOne(data + i);
+}
+
 // The low 16 bits of each lane.
 template <class D>
 HWY_INLINE VecU16<D> NarrowU16(D, hn::Vec<hn::RebindToUnsigned<D>> bits) {

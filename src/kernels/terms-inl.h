@@ -141,6 +141,36 @@ class RowTerms {
   Line<C> line_;
 };
 
+// The same of u = v + shift, in the place of v.
+template <class C>
+class ShiftedRowTerms : public RowTerms<C> {
+  using V = Vector<C>;
+
+ public:
+  using typename RowTerms<C>::Own;
+
+  HWY_INLINE ShiftedRowTerms(const RowTerms<C>& row, C shift)
+      : RowTerms<C>(row), shift_(hn::Set(Tag<C>(), shift)) {}
+
+  HWY_INLINE V U(V v, Own) const { return hn::Add(v, shift_); }
+  HWY_INLINE V Deviation(V v, Own own) const { return RowTerms<C>::Deviation(U(v, own), own); }
+
+ private:
+  V shift_;
+};
+
+// Those of row `row`: with its shift, where Act joins one.
+template <class T, class Act>
+HWY_INLINE auto TermsOfRow(const PerRow<T>& rows, const Act& act, std::int64_t row) {
+  using C = Compute<T>;
+  const RowTerms<C> own(rows.mean(), rows(row));
+  if constexpr (Act::kJoins) {
+    return ShiftedRowTerms<C>(own, AddendAt(act.shift(), row));
+  } else {
+    return own;
+  }
+}
+
 // Short rows of one block, written as one: a vector in which rows end has the terms of all of them.
 //
 //   | row 0  . . . . | row 1  . . . . | row 2  . . . . |
@@ -256,6 +286,52 @@ class LaneTerms {
   const C* a_;
   const C* b_;
 };
+
+// The same of u = v + shift, in the place of v.
+template <class T>
+class ShiftedLaneTerms {
+  using C = Compute<T>;
+  using V = Vector<C>;
+
+ public:
+  static constexpr Order kOrder = Order::kept;
+  struct Own {
+    typename LaneTerms<C>::Own lanes;
+    V shift;
+  };
+
+  HWY_INLINE ShiftedLaneTerms(const LaneTerms<C>& lanes, const T* shift)
+      : lanes_(lanes), shift_(shift) {}
+
+  HWY_INLINE Own At(std::int64_t i) const {
+    const Tag<C> d;
+    return {lanes_.At(i), shift_ == nullptr ? hn::Set(d, kNothing<C>) : LoadAs(d, shift_ + i)};
+  }
+  HWY_INLINE Own Last(std::int64_t i) const { return At(i); }
+  HWY_INLINE V U(V v, const Own& own) const { return hn::Add(v, own.shift); }
+  HWY_INLINE V Deviation(V v, const Own& own) const {
+    return lanes_.Deviation(U(v, own), own.lanes);
+  }
+  HWY_INLINE V Z(V d, const Own& own) const { return lanes_.Z(d, own.lanes); }
+  HWY_INLINE V Times(V dz, V plus, const Own& own) const {
+    return lanes_.Times(dz, plus, own.lanes);
+  }
+
+ private:
+  LaneTerms<C> lanes_;
+  const T* shift_;
+};
+
+// Those of a row of lanes: with their shifts, where Act joins them.
+template <class T, class Act>
+HWY_INLINE auto TermsOfLanes(const LaneCoefficients& arrays, const Act& act) {
+  const LaneTerms<Compute<T>> lanes(arrays);
+  if constexpr (Act::kJoins) {
+    return ShiftedLaneTerms<T>(lanes, act.shift());
+  } else {
+    return lanes;
+  }
+}
 
 }  // namespace HWY_NAMESPACE
 }  // namespace groupnorm::detail
