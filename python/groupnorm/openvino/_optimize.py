@@ -25,7 +25,8 @@ def optimize(model: openvino.Model, precision: str | None = None) -> Report:
     TensorIterator), and takes in a relu, silu, gelu or hard_swish behind it that alone uses its
     result. A norm of static shape behind a convolution works in channels_last, between two
     Transposes that cost nothing, since convolutions have that layout too; others in channels_first.
-    Norms that OpenVINO computes as fast, small ones, stay.
+    Norms that OpenVINO computes as fast, small ones, stay; but in f32 not those that are added to
+    something behind them, since OpenVINO may crash on these.
 
     Args:
         model: is changed in place. Names, inputs and outputs stay, and so does all that is no norm.
@@ -50,12 +51,12 @@ def optimize(model: openvino.Model, precision: str | None = None) -> Report:
                 norm = match_norm(node)
                 if norm is None:
                     continue
-                layout, why = layout_of(norm, report.precision)
+                inner = "f32" if node.get_instance_id() in in_f32 else report.precision
+                layout, why = layout_of(norm, report.precision, inner == "f32")
             except NotReplaced as reason:
                 names = node.get_friendly_name(), node.get_type_name()
                 report.left.append(Left(*names, str(reason)))
                 continue
-            inner = "f32" if node.get_instance_id() in in_f32 else report.precision
             _replace(norm, layout, _PRECISIONS[inner])
             names = node.get_friendly_name(), node.get_type_name()
             report.replaced.append(Replaced(*names, norm.activation, layout, why))

@@ -33,6 +33,11 @@ class Norm:
     eps: float
     activation: str = "none"
 
+    @property
+    def is_one_node(self) -> bool:
+        """Whether it is a GroupNormalization, with what is behind it."""
+        return _is(self.node, "GroupNormalization")
+
 
 def graphs_of(model: Any) -> Iterator[Any]:
     """A model and the models within it."""

@@ -53,6 +53,11 @@ _HALF = {
 # element: from so many on, in f32 and in 16 bits, the engine is as fast, on one thread and on two.
 _LEAST = (1 << 19, 1 << 20)
 
+# What OpenVINO merges with a norm before it, in f32. Where such a node has another input that is of
+# the same shape and no constant, 2026.4 may crash as it compiles the model.
+_MERGED = {"Clamp", "Convert", "Elu", "Gelu", "HSwish", "Relu", "Sigmoid", "Swish", "Tanh"}
+_JOINING = {"Add", "Divide", "Maximum", "Minimum", "Multiply", "Subtract"}
+
 
 def kept_in_f32(graph: Any) -> set[int]:
     """The ids of the nodes that the CPU plugin computes in f32 under a hint of 16 bits.
@@ -70,8 +75,8 @@ def kept_in_f32(graph: Any) -> set[int]:
     return found
 
 
-def layout_of(norm: Norm, precision: str) -> tuple[str, str]:
-    """The layout of a norm, and why.
+def layout_of(norm: Norm, precision: str, in_f32: bool) -> tuple[str, str]:
+    """The layout of a norm, and why. in_f32: whether OpenVINO would compute it in f32.
 
     Raises:
         NotReplaced: OpenVINO's own is as fast.
@@ -86,9 +91,23 @@ def layout_of(norm: Norm, precision: str) -> tuple[str, str]:
     else:
         layout, why = "channels_first", "it is not behind a convolution"
     elements, least = math.prod(shape.to_shape()), _LEAST[precision != "f32"]
+    if in_f32 and elements < least and norm.is_one_node and _is_joined(norm.last.output(0)):
+        return layout, f"{why}, and OpenVINO may crash on it"
     if elements < least:
         raise NotReplaced(f"it has {elements} elements; from {least} on the engine is faster")
     return layout, why
+
+
+def _is_joined(value: Output) -> bool:
+    """Whether a value is added to another, or the like, maybe behind an activation."""
+    for user in (target.get_node() for target in value.get_target_inputs()):
+        kind = user.get_type_name()
+        if kind in _MERGED and _is_joined(user.output(0)):
+            return True
+        shapes = [own.get_partial_shape() for own in _variables(user)]
+        if kind in _JOINING and len(shapes) == 2 and shapes[0] == shapes[1]:
+            return True
+    return False
 
 
 def _is_behind_convolution(value: Output, seen: set[int]) -> bool:
