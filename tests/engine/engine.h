@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <cstdlib>
+#include <cstring>
 #include <span>
 #include <string>
 #include <vector>
@@ -33,6 +34,11 @@ class EachTarget : public ::testing::TestWithParam<const char*> {
 };
 inline std::string target_name(const ::testing::TestParamInfo<const char*>& info) {
   return info.param;
+}
+
+// Fills what a call is to write with bits that none writes.
+inline void poison(Buffer* buffer) {
+  if (buffer->size() > 0) std::memset(buffer->data(), 0xFF, buffer->size());
 }
 
 inline Plan make_plan(const Spec& spec, const char* target) {
