@@ -1,17 +1,40 @@
-"""The options that the benchmarks of runtimes have in common."""
+"""The options that the benchmarks of runtimes have in common, and the file that they write."""
 
 import argparse
+import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 
 def runtime_options(description: str | None, models: Sequence[str]) -> argparse.ArgumentParser:
-    """A parser of --threads, --seconds, --quick, --norms, --model (of `models`) and --json."""
+    """A parser of --threads, --seconds, --quick, --norms, --models, --model (of `models`), --json."""
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], metavar="T")
     parser.add_argument("--seconds", type=float, default=5, help="of each case and its ways")
     parser.add_argument("--quick", action="store_true", help="small shapes, few rounds")
-    parser.add_argument("--norms", action="store_true", help="norms alone")
+    alone = parser.add_mutually_exclusive_group()
+    alone.add_argument("--norms", action="store_true", help="norms alone")
+    alone.add_argument("--models", action="store_true", help="models alone")
     parser.add_argument("--model", nargs="+", default=models, metavar="NAME")
-    parser.add_argument("--json", type=pathlib.Path, required=True, metavar="FILE")
+    parser.add_argument(
+        "--json",
+        type=pathlib.Path,
+        required=True,
+        metavar="FILE",
+        help="where results go; those of other cases that it has stay",
+    )
     return parser
+
+
+def write_results(
+    path: pathlib.Path, about: Mapping[str, str], tables: Mapping[str, Sequence[dict[str, Any]]]
+) -> None:
+    """Writes rows of tables, in the place of those that the file has of the same cases."""
+    held = json.loads(path.read_text()) if path.exists() else {}
+    rows = {}
+    for name, measured in tables.items():
+        cases = {(row["case"], row["threads"]) for row in measured}
+        others = [r for r in held.get(name, []) if (r["case"], r["threads"]) not in cases]
+        rows[name] = [*others, *measured]
+    path.write_text(json.dumps({**about, **rows}, indent=1) + "\n")

@@ -29,7 +29,7 @@ import numpy
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
-from runtime_options import runtime_options
+from runtime_options import runtime_options, write_results
 
 import groupnorm
 import groupnorm.onnx
@@ -305,13 +305,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         found = {
-            "norms": measure_norms(folder, options),
-            "errors": measure_errors(folder, options),
+            "norms": [] if options.models else measure_norms(folder, options),
+            "errors": [] if options.models else measure_errors(folder, options),
             "models": [] if options.norms else measure_models(folder, options),
         }
     versions = {"groupnorm": groupnorm.__version__, "onnxruntime": onnxruntime.__version__}
     rows = {key: [asdict(r) for r in results] for key, results in found.items()}
-    options.json.write_text(json.dumps({**versions, **rows}, indent=1) + "\n")
+    write_results(options.json, versions, rows)
     return None
 
 

@@ -2,7 +2,7 @@
 
     python bench/runtimes_executorch.py --json docs/results/executorch.json
     python bench/runtimes_executorch.py --quick --json q.json   # small shapes, few rounds
-    python bench/runtimes_executorch.py --norms --json n.json   # without the models
+    python bench/runtimes_executorch.py --norms --json n.json   # without the models; --models: these alone
 
 bench/report.py makes the tables of docs/executorch.md of it.
 
@@ -15,7 +15,6 @@ output.
 """
 
 import argparse
-import json
 import math
 import multiprocessing
 import statistics
@@ -34,7 +33,7 @@ from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPar
 from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
 from executorch.exir.passes import MemoryPlanningPass
 from executorch.extension.pybindings import portable_lib
-from runtime_options import runtime_options
+from runtime_options import runtime_options, write_results
 from torch import Tensor, nn
 
 import groupnorm
@@ -211,23 +210,19 @@ def measure(
     return results
 
 
-def measured(options: argparse.Namespace, threads: int) -> dict[str, Any]:
+def measured(options: argparse.Namespace, threads: int) -> dict[str, list[dict[str, Any]]]:
     """All cases, in a process that has loaded nothing yet."""
     portable_lib._unsafe_reset_threadpool(threads)
     seconds = 0.1 if options.quick else options.seconds
     cases = {
-        "norms": list(norm_cases(options.quick)),
-        "errors": list(error_cases(options.quick)),
+        "norms": [] if options.models else list(norm_cases(options.quick)),
+        "errors": [] if options.models else list(error_cases(options.quick)),
         "models": [] if options.norms else list(model_cases(options.model, options.quick)),
     }
     stock = {kind: [load(case) for case in made] for kind, made in cases.items()}
     groupnorm.executorch.load()
-    found: dict[str, Any] = {
-        "groupnorm": groupnorm.__version__,
-        "executorch": version("executorch"),
-    }
+    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in cases}
     for kind, made in cases.items():
-        found[kind] = []
         for case, method in zip(made, stock[kind], strict=True):
             ways = {"stock": method, "ours": load(case)}
             if kind != "errors" or threads == options.threads[0]:
@@ -238,13 +233,14 @@ def measured(options: argparse.Namespace, threads: int) -> dict[str, Any]:
 def main() -> None:
     """Measures and writes the JSON."""
     options = runtime_options(__doc__, MODELS).parse_args()
-    found: dict[str, Any] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for threads in options.threads:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
             more = process.submit(measured, options, threads).result()
-        for name, value in more.items():
-            found[name] = found.get(name, []) + value if isinstance(value, list) else value
-    options.json.write_text(json.dumps(found, indent=1) + "\n")
+        for name, rows in more.items():
+            found[name] = found.get(name, []) + rows
+    about = {"groupnorm": groupnorm.__version__, "executorch": version("executorch")}
+    write_results(options.json, about, found)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python bench/runtimes_openvino.py --json docs/results/openvino.json
     python bench/runtimes_openvino.py --quick --json q.json   # small, few rounds: does it run
-    python bench/runtimes_openvino.py --norms --json n.json   # without the models
+    python bench/runtimes_openvino.py --norms --json n.json   # without the models; --models: these alone
 
 bench/report.py makes the tables of docs/openvino.md of it.
 
@@ -29,7 +29,7 @@ import models
 import openvino
 import torch
 from openvino import opset12 as op
-from runtime_options import runtime_options
+from runtime_options import runtime_options, write_results
 
 import groupnorm
 import groupnorm.openvino
@@ -197,6 +197,8 @@ def cases(options: argparse.Namespace) -> dict[str, list[Made]]:
         (name, precision, functools.partial(model_case, name, options.quick))
         for name, precision in itertools.product(options.model, PRECISIONS)
     ]
+    if options.models:
+        return {"norms": [], "errors": [], "models": whole}
     return {"norms": norms, "errors": errors, "models": [] if options.norms else whole}
 
 
@@ -248,7 +250,7 @@ def main() -> None:
         "openvino": openvino.get_version(),
         "default": groupnorm.openvino.optimize(norm_case((1, 2, 2), 1, "none", 0).make()).precision,
     }
-    options.json.write_text(json.dumps({**about, **rows}, indent=1) + "\n")
+    write_results(options.json, about, rows)
     return None
 
 
