@@ -6,12 +6,12 @@
 
 Rounds of all ways in turns, so that all meet the same machine. A time is the median over the rounds
 of the best of three calls; a ratio is the median of the rounds' ratios. Beside them a copy that
-moves the bytes that the chain has to move: each tensor of the size of x once, read or written.
+moves the bytes that the chain has to move: each tensor of the size of x once, read or written. What a
+neighbour adds is our time less that of the norm and its activation alone, in copies of the neighbour.
 """
 
 import argparse
 import gc
-import json
 import pathlib
 import statistics
 import time
@@ -22,6 +22,7 @@ from functools import partial
 import torch
 from groupnorm._core import processor
 from report import chains_table
+from results import write_results
 from torch import Tensor
 from torch.nn import functional
 
@@ -54,6 +55,7 @@ class Chain:
         per_example: those of [N, C, 1, ...].
         forward: how many tensors of the size of x it reads and writes.
         both: the same of forward and backward.
+        alone: its norm and activation in our call, where one tensor more is all that the chain has.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Chain:
     per_example: tuple[str, ...] = ()
     forward: int = 2
     both: int = 5
+    alone: Way | None = None
 
 
 def _norm(t: Tensors, groups: int, x: Tensor) -> Tensor:
@@ -97,6 +100,7 @@ CHAINS = (
         tensors=("skip",),
         forward=3,
         both=3 + 4,
+        alone=lambda t, g: _call(t, g, "silu"),
     ),
     Chain(
         "shift + norm + silu",
@@ -112,6 +116,7 @@ CHAINS = (
         tensors=("residual",),
         forward=3,
         both=3 + 5,
+        alone=lambda t, g: _call(t, g, "relu"),
     ),
     Chain(
         "norm (1 + scale) + shift + silu",
@@ -210,7 +215,7 @@ def cases(quick: bool) -> Iterator[Case]:
 
 @dataclass
 class Result:
-    """Microseconds of each way by its name, and the rounds' median ratios to ours."""
+    """Microseconds of each way by its name, and the rounds' median ratios to ours; and "added"."""
 
     chain: str
     shape: str
@@ -242,7 +247,19 @@ def measure(case: Case, compiled: bool, threads: int, seconds: float) -> Iterato
             else:
                 plays[name] = partial(case.gradients, way, gradients)
         plays["copy"] = partial(room[0].copy_, room[1])
+        if chain.alone is not None and direction == "forward":
+            plays["alone"] = partial(case.outputs, chain.alone)
         times = _rounds(plays, threads, seconds)
+        ratios = {
+            name: statistics.median(a / b for a, b in zip(mine, times["ours"], strict=True))
+            for name, mine in times.items()
+            if name != "alone"
+        }
+        if "alone" in times:
+            rounds = zip(times["ours"], times["alone"], times["copy"], strict=True)
+            ratios["added"] = statistics.median(
+                (ours - alone) / (copy * 2 / tensors) for ours, alone, copy in rounds
+            )
         yield Result(
             chain.name,
             "x".join(map(str, case.shape)),
@@ -251,10 +268,7 @@ def measure(case: Case, compiled: bool, threads: int, seconds: float) -> Iterato
             direction,
             threads,
             {name: statistics.median(mine) for name, mine in times.items()},
-            {
-                name: statistics.median(a / b for a, b in zip(mine, times["ours"], strict=True))
-                for name, mine in times.items()
-            },
+            ratios,
             len(times["ours"]),
         )
 
@@ -306,7 +320,8 @@ def main() -> None:
     print(f"{processor()}, torch {torch.__version__}\n\n{chains_table(rows)}")
     if options.json:
         context = {"processor": processor(), "torch": torch.__version__}
-        options.json.write_text(json.dumps({"context": context, "chains": rows}, indent=1) + "\n")
+        keys = ("chain", "shape", "dtype", "layout", "direction", "threads")
+        write_results(options.json, {"context": context}, {"chains": rows}, keys)
 
 
 if __name__ == "__main__":

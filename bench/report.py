@@ -463,8 +463,10 @@ def chains_table(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return ""
     columns = [(d, n) for d in ("forward", "both") for n in ("ours", *names)]
-    words = {"ours": "us", "torch": "eager", "compile": "compile", "copy": "copy"}
-    lines = ["| chain | shape | dtype |" + "".join(f" {words[n]} |" for _, n in columns)]
+    if any("added" in row["ratios"] for row in rows):
+        columns.insert(1 + len(names), ("forward", "added"))
+    words = {"ours": "us", "torch": "eager", "compile": "compile"}
+    lines = ["| chain | shape | dtype |" + "".join(f" {words.get(n, n)} |" for _, n in columns)]
     lines.append("|---|---|---|" + "---:|" * len(columns))
     for chain, shape, dtype in dict.fromkeys((r["chain"], r["shape"], r["dtype"]) for r in rows):
         cells = []
@@ -479,7 +481,7 @@ def chains_table(rows: list[dict[str, Any]]) -> str:
                 f"{row['microseconds']['ours']:.0f}"
                 if name == "ours"
                 else _marked(
-                    f"{row['ratios'][name]:.2f}", name != "copy" and row["ratios"][name] < 1
+                    f"{row['ratios'][name]:.2f}", name in words and row["ratios"][name] < 1
                 )
                 for row in found
                 if name in row["ratios"]

@@ -1,10 +1,8 @@
-"""The options that the benchmarks of runtimes have in common, and the file that they write."""
+"""The options that the benchmarks of runtimes have in common."""
 
 import argparse
-import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 
 def runtime_options(description: str | None, models: Sequence[str]) -> argparse.ArgumentParser:
@@ -25,16 +23,3 @@ def runtime_options(description: str | None, models: Sequence[str]) -> argparse.
         help="where results go; those of other cases that it has stay",
     )
     return parser
-
-
-def write_results(
-    path: pathlib.Path, about: Mapping[str, str], tables: Mapping[str, Sequence[dict[str, Any]]]
-) -> None:
-    """Writes rows of tables, in the place of those that the file has of the same cases."""
-    held = json.loads(path.read_text()) if path.exists() else {}
-    rows = {}
-    for name, measured in tables.items():
-        cases = {(row["case"], row["threads"]) for row in measured}
-        others = [r for r in held.get(name, []) if (r["case"], r["threads"]) not in cases]
-        rows[name] = [*others, *measured]
-    path.write_text(json.dumps({**about, **rows}, indent=1) + "\n")

@@ -29,7 +29,8 @@ import numpy
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
-from runtime_options import runtime_options, write_results
+from results import write_results
+from runtime_options import runtime_options
 
 import groupnorm
 import groupnorm.onnx

@@ -33,7 +33,8 @@ from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPar
 from executorch.exir import ExecutorchBackendConfig, to_edge_transform_and_lower
 from executorch.exir.passes import MemoryPlanningPass
 from executorch.extension.pybindings import portable_lib
-from runtime_options import runtime_options, write_results
+from results import write_results
+from runtime_options import runtime_options
 from torch import Tensor, nn
 
 import groupnorm

@@ -29,7 +29,8 @@ import models
 import openvino
 import torch
 from openvino import opset12 as op
-from runtime_options import runtime_options, write_results
+from results import write_results
+from runtime_options import runtime_options
 
 import groupnorm
 import groupnorm.openvino
