@@ -230,14 +230,14 @@ HWY_INLINE void ApplyGradientColumnsBy(const GradientKernels::ApplyColumns& args
   using C = Compute<T>;
   constexpr std::int64_t kBand = !kFast<T> || Act::kFew ? 1 : kGradientPlaces;
   const Act act(args);
-  using Lanes = decltype(TermsOfLanes<T>(args.coefficients, act));
-  SlopedLanes<C, Lanes> terms(TermsOfLanes<T>(args.coefficients, act), args);
+  auto lanes = TermsOfLanes<T>(args.coefficients, act);
+  SlopedLanes<C, decltype(lanes)> terms(lanes, args);
   const Store store =
       StoreOfLanes(args.store, static_cast<const T*>(args.dx), args.stride, args.width);
   ForBands(args.rows, args.dy_stride == args.stride ? kBand : 1,
            [&](std::int64_t row, std::int64_t places, std::int64_t apart) HWY_ATTR {
              const std::int64_t at = row * args.stride;
-             const GradientStage<T, SlopedLanes<C, Lanes>, Act> stage(
+             const GradientStage<T, decltype(terms), Act> stage(
                  static_cast<const T*>(args.x) + at,
                  static_cast<const T*>(args.dy) + row * args.dy_stride,
                  static_cast<T*>(args.dx) + at, terms, act);

@@ -289,36 +289,27 @@ class LaneTerms {
 
 // The same of u = v + shift, in the place of v.
 template <class T>
-class ShiftedLaneTerms {
+class ShiftedLaneTerms : public LaneTerms<Compute<T>> {
   using C = Compute<T>;
   using V = Vector<C>;
+  using Lanes = LaneTerms<C>;
 
  public:
-  static constexpr Order kOrder = Order::kept;
-  struct Own {
-    typename LaneTerms<C>::Own lanes;
+  struct Own : Lanes::Own {
     V shift;
   };
 
-  HWY_INLINE ShiftedLaneTerms(const LaneTerms<C>& lanes, const T* shift)
-      : lanes_(lanes), shift_(shift) {}
+  HWY_INLINE ShiftedLaneTerms(const Lanes& lanes, const T* shift) : Lanes(lanes), shift_(shift) {}
 
   HWY_INLINE Own At(std::int64_t i) const {
     const Tag<C> d;
-    return {lanes_.At(i), shift_ == nullptr ? hn::Set(d, kNothing<C>) : LoadAs(d, shift_ + i)};
+    return {Lanes::At(i), shift_ == nullptr ? hn::Set(d, kNothing<C>) : LoadAs(d, shift_ + i)};
   }
   HWY_INLINE Own Last(std::int64_t i) const { return At(i); }
   HWY_INLINE V U(V v, const Own& own) const { return hn::Add(v, own.shift); }
-  HWY_INLINE V Deviation(V v, const Own& own) const {
-    return lanes_.Deviation(U(v, own), own.lanes);
-  }
-  HWY_INLINE V Z(V d, const Own& own) const { return lanes_.Z(d, own.lanes); }
-  HWY_INLINE V Times(V dz, V plus, const Own& own) const {
-    return lanes_.Times(dz, plus, own.lanes);
-  }
+  HWY_INLINE V Deviation(V v, const Own& own) const { return Lanes::Deviation(U(v, own), own); }
 
  private:
-  LaneTerms<C> lanes_;
   const T* shift_;
 };
 
